@@ -1,0 +1,33 @@
+"""coremltools as `ct`, imported without its chatter about parts that exist on a Mac only.
+
+Off a Mac its import logs some ten lines about native proxies that did not load, and that torch and
+scikit-learn are newer than it was tested with. Warnings of any later moment are not touched.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partialmethod
+
+from tqdm import tqdm
+
+_logger = logging.getLogger("coremltools")
+_logger.addFilter(_drop := lambda record: record.levelno >= logging.ERROR)
+try:
+    import coremltools as ct
+finally:
+    _logger.removeFilter(_drop)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep coremltools' five bars a conversion off the terminal; it has no switch for them."""
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original  # type: ignore[method-assign]
+
+
+__all__ = ["ct", "without_progress_bars"]

@@ -1,0 +1,36 @@
+"""Names in Apple's cvnets (ml-cvnets v0.1, the paper's own code)."""
+
+from mobilevit_coreml.checkpoints.naming import Naming
+from mobilevit_coreml.model.backbone import DEPTHS
+
+CVNETS = Naming(
+    name="cvnets",
+    marker="conv_1.block.conv.weight",
+    channel_order="BGR",
+    renames=(
+        (r"^backbone\.stem\.", "conv_1.block."),
+        (r"^backbone\.expand\.", "conv_1x1_exp.block."),
+        *((rf"^backbone\.stages\.{stage}\.", f"layer_{stage + 1}.") for stage in range(5)),
+        (r"\.expand\.", ".block.exp_1x1.block."),
+        (r"\.depthwise\.", ".block.conv_3x3.block."),
+        (r"\.reduce\.", ".block.red_1x1.block."),
+        (r"\.local\.", ".local_rep.conv_3x3.block."),
+        (r"\.project_in\.", ".local_rep.conv_1x1.block.conv."),
+        (r"\.layers\.", ".global_rep."),
+        (r"\.attention_norm\.", ".pre_norm_mha.0."),
+        (r"\.attention\.qkv\.", ".pre_norm_mha.1.qkv_proj."),
+        (r"\.attention\.out\.", ".pre_norm_mha.1.out_proj."),
+        (r"\.mlp_norm\.", ".pre_norm_ffn.0."),
+        (r"\.mlp_in\.", ".pre_norm_ffn.1."),
+        (r"\.mlp_out\.", ".pre_norm_ffn.4."),
+        # the norm after the transformer is the last entry of the same list
+        *(
+            (rf"^layer_{stage}\.1\.layer_norm\.", f"layer_{stage}.1.global_rep.{depth}.")
+            for stage, depth in enumerate(DEPTHS, start=3)
+        ),
+        (r"\.project_out\.", ".conv_proj.block."),
+        (r"\.fusion\.", ".fusion.block."),
+        (r"\.batch_norm\.", ".norm."),
+        (r"^classifier\.", "classifier.fc."),
+    ),
+)

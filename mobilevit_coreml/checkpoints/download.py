@@ -1,0 +1,72 @@
+"""Published weights: from the local Hugging Face cache, or from the hub into it."""
+
+import re
+from pathlib import Path
+
+from mobilevit_coreml.errors import CheckpointError
+
+# Apple's classifiers on ImageNet-1k
+PUBLISHED = {"xxs": "apple/mobilevit-xx-small", "xs": "apple/mobilevit-x-small", "s": "apple/mobilevit-small"}
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+CONFIG_FILES = ("config.json", "preprocessor_config.json")
+HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+HUB_TIMEOUT = 10  # seconds until a hub that does not answer counts as out of reach
+
+
+class HubUnreachableError(CheckpointError):
+    """The weights are not in the cache, and there is no way to the hub."""
+
+
+def snapshot(hub_id: str) -> Path:
+    """Directory with the weights and configuration of `owner/name` or `owner/name@revision`, named by its commit.
+
+    What the cache has is used as it is. Raises HubUnreachableError without cache or network,
+    CheckpointError when the hub has no such weights.
+    """
+    match = HUB_ID.fullmatch(hub_id)
+    if match is None:
+        raise CheckpointError(f"weights {hub_id}: expected owner/name or owner/name@revision; check the hub id")
+    return _cached(match["repo"], match["revision"]) or _download(match["repo"], match["revision"])
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in WEIGHT_FILES:
+        path = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        # One question first: asking for a file would retry for half a minute without a network.
+        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+        files = {entry.rfilename for entry in info.siblings or ()}
+        weights = next((name for name in WEIGHT_FILES if name in files), None)
+        if weights is None:
+            raise CheckpointError(
+                f"weights {repo}: expected {' or '.join(WEIGHT_FILES)} on the hub, got neither; choose another repository"
+            )
+        for name in CONFIG_FILES:
+            if name in files:
+                hf_hub_download(repo, name, revision=info.sha)
+        return Path(hf_hub_download(repo, weights, revision=info.sha)).parent
+    except CheckpointError:
+        raise
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "revision" if isinstance(error, RevisionNotFoundError) else "repository"
+        raise CheckpointError(
+            f"weights {repo}{f'@{revision}' if revision else ''}: expected a {what} on the Hugging Face hub, "
+            "got none that is public or yours; check the name, or log in with `hf auth login`"
+        ) from None
+    except (HfHubHTTPError, Exception) as error:  # the hub's client passes on its transport's own errors
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise HubUnreachableError(
+            f"weights {repo}: expected them in the local cache or on the Hugging Face hub, got no way there ({reason}); "
+            "connect once, or give a file with --weights"
+        ) from None

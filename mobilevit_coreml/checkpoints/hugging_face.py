@@ -1,0 +1,33 @@
+"""Names in transformers' `MobileViTForImageClassification`."""
+
+from mobilevit_coreml.checkpoints.naming import Naming
+
+HUGGING_FACE = Naming(
+    name="Hugging Face",
+    marker="conv_stem.convolution.weight",
+    optional_prefix="mobilevit.",  # a bare MobileViTModel has none
+    channel_order="BGR",
+    renames=(
+        (r"^backbone\.stem\.", "conv_stem."),
+        (r"^backbone\.stages\.([01])\.(\d+)\.", r"encoder.layer.\1.layer.\2."),
+        (r"^backbone\.stages\.([234])\.0\.", r"encoder.layer.\1.downsampling_layer."),
+        (r"^backbone\.stages\.([234])\.1\.", r"encoder.layer.\1."),
+        (r"^backbone\.expand\.", "conv_1x1_exp."),
+        (r"\.expand\.", ".expand_1x1."),
+        (r"\.depthwise\.", ".conv_3x3."),
+        (r"\.reduce\.", ".reduce_1x1."),
+        (r"\.local\.", ".conv_kxk."),
+        (r"\.project_in\.", ".conv_1x1.convolution."),
+        (r"\.layers\.", ".transformer.layer."),
+        (r"\.attention_norm\.", ".layernorm_before."),
+        (r"\.attention\.qkv\.", ".attention.attention.{query,key,value}."),
+        (r"\.attention\.out\.", ".attention.output.dense."),
+        (r"\.mlp_norm\.", ".layernorm_after."),
+        (r"\.mlp_in\.", ".intermediate.dense."),
+        (r"\.mlp_out\.", ".output.dense."),
+        (r"\.layer_norm\.", ".layernorm."),
+        (r"\.project_out\.", ".conv_projection."),
+        (r"\.conv\.", ".convolution."),
+        (r"\.batch_norm\.", ".normalization."),
+    ),
+)

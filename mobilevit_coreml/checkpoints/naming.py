@@ -1,0 +1,179 @@
+"""From the names a checkpoint uses to the model's own state dict, strictly."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from mobilevit_coreml.config import VARIANTS, MobileViTConfig
+from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.labels import placeholder_labels
+from mobilevit_coreml.model import ImageClassifier
+
+MAX_LISTED_KEYS = 40  # of each kind in one message
+STEP_COUNTER = ".num_batches_tracked"  # batch norm's, of no use to inference
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """How one code base names the parameters of a MobileViT.
+
+    `renames` turn a name of this package into the source's: regular expressions, applied in order.
+    `{a,b}` in the result stands for several tensors that are one here, stacked along dimension 0.
+    A checkpoint is recognized by a key ending in `marker`; `optional_prefix` is on the keys of some
+    of its checkpoints only. `channel_order` is what the code base feeds its networks.
+    """
+
+    name: str
+    marker: str
+    channel_order: str
+    renames: tuple[tuple[str, str], ...]
+    optional_prefix: str = ""
+
+    def source_keys(self, own: str) -> tuple[str, ...]:
+        """What the source calls the parameter that is called `own` here."""
+        for pattern, replacement in self.renames:
+            own = re.sub(pattern, replacement, own)
+        head, brace, rest = own.partition("{")
+        if not brace:
+            return (own,)
+        parts, _, tail = rest.partition("}")
+        return tuple(head + part + tail for part in parts.split(","))
+
+
+def recognize(
+    tensors: Mapping[str, Tensor], namings: Iterable[Naming], source: str
+) -> tuple[Naming, dict[str, Tensor]]:
+    """The naming the keys follow, and the tensors without the prefixes of wrappers (`module.`, `model.`, …).
+
+    Raises CheckpointError when they follow none.
+    """
+    namings = tuple(namings)
+    for naming in namings:
+        marked = re.compile(rf"((?:.*?\.)??)(?:{re.escape(naming.optional_prefix)})?{re.escape(naming.marker)}")
+        prefixes = [match[1] for key in tensors if (match := marked.fullmatch(key))]
+        if prefixes:
+            wrapper = min(prefixes, key=len)
+            return naming, {
+                key.removeprefix(wrapper).removeprefix(naming.optional_prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(wrapper)
+            }
+    markers = ", ".join(f"{naming.marker} ({naming.name})" for naming in namings)
+    raise CheckpointError(
+        f"{source}: expected the keys of a MobileViT, such as {markers}, got {_listed(tensors, 4) or 'no tensors'}; "
+        "check that these are the weights of a MobileViT v1"
+    )
+
+
+def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConfig:
+    """The configuration the shapes tell; what they cannot tell is as in the variant they fit best.
+
+    Raises ConfigError where no network has such shapes.
+    """
+
+    def size(own: str, dim: int, default: int) -> int:
+        tensor = tensors.get(naming.source_keys(own)[0])
+        return tensor.shape[dim] if tensor is not None and tensor.dim() > dim else default
+
+    def fit(config: MobileViTConfig) -> int:
+        shapes = ((naming.source_keys(own), shape) for own, shape in parameter_shapes(config).items())
+        return sum(len(keys) == 1 and keys[0] in tensors and tensors[keys[0]].shape == s for keys, s in shapes)
+
+    nearest = max(VARIANTS.values(), key=fit)
+    necks = nearest.neck_hidden_sizes
+    stages = [size(f"backbone.stages.{i}.0.reduce.conv.weight", 0, necks[i + 1]) for i in range(5)]
+    hidden = [
+        size(f"backbone.stages.{i + 2}.1.layer_norm.weight", 0, width) for i, width in enumerate(nearest.hidden_sizes)
+    ]
+    stem = size("backbone.stem.conv.weight", 0, necks[0])
+    widened = size("backbone.stages.0.0.expand.conv.weight", 0, round(stem * nearest.expand_ratio))
+    mlp = size("backbone.stages.2.1.layers.0.mlp_in.bias", 0, int(hidden[0] * nearest.mlp_ratio))
+    classes = size("classifier.weight", 0, nearest.num_labels)
+    qkv_biases = naming.source_keys("backbone.stages.2.1.layers.0.attention.qkv.bias")
+    return dataclasses.replace(
+        nearest,
+        num_channels=size("backbone.stem.conv.weight", 1, nearest.num_channels),
+        neck_hidden_sizes=(stem, *stages, size("backbone.expand.conv.weight", 0, necks[6])),
+        hidden_sizes=tuple(hidden),
+        expand_ratio=widened / max(stem, 1),
+        mlp_ratio=mlp / max(hidden[0], 1),
+        conv_kernel_size=size("backbone.stages.2.1.local.conv.weight", 3, nearest.conv_kernel_size),
+        qkv_bias=any(key in tensors for key in qkv_biases),
+        id2label=nearest.id2label if classes == nearest.num_labels else placeholder_labels(classes),
+    )
+
+
+def own_state(tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTConfig, source: str) -> dict[str, Tensor]:
+    """The model's own state dict, float32, from a checkpoint's tensors.
+
+    Raises CheckpointError that lists all missing, unexpected and mis-shaped keys together, or for
+    weights that are not finite.
+    """
+    state: dict[str, Tensor] = {}
+    missing: list[str] = []
+    misshapen: list[str] = []
+    unexpected = {key for key in tensors if not key.endswith(STEP_COUNTER)}
+    for own, shape in parameter_shapes(config).items():
+        keys = naming.source_keys(own)
+        unexpected.difference_update(keys)
+        part = torch.Size((shape[0] // len(keys), *shape[1:]))
+        for key in keys:
+            if key not in tensors:
+                missing.append(key)
+            elif not _holds(tensors[key], part):
+                misshapen.append(f"{key} (expected {_shape_text(part)}, got {_tensor_text(tensors[key])})")
+        if not missing and not misshapen:
+            state[own] = torch.cat([tensors[key].to(torch.float32).reshape(part) for key in keys])
+    problems = [
+        f"{len(keys)} {what}: {_listed(keys, MAX_LISTED_KEYS)}"
+        for what, keys in (("missing", missing), ("unexpected", sorted(unexpected)), ("mis-shaped", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source}: expected exactly the {naming.name} keys of this MobileViT, got {'; '.join(problems)}; "
+            "check the variant, the task and the number of classes"
+        )
+    _check_finite(state, naming, source)
+    return state
+
+
+def parameter_shapes(config: MobileViTConfig) -> dict[str, torch.Size]:
+    """Shape of every parameter and statistic of the classifier, by its own name."""
+    with torch.device("meta"):
+        model = ImageClassifier(config)
+    return {key: tensor.shape for key, tensor in model.state_dict().items() if not key.endswith(STEP_COUNTER)}
+
+
+def _holds(tensor: Tensor, shape: torch.Size) -> bool:
+    # A linear layer here is a 1x1 convolution: (out, in) in the checkpoint is (out, in, 1, 1) here.
+    squeezed = shape[:-2] if shape[2:] == (1, 1) else shape
+    return tensor.is_floating_point() and tensor.shape in (shape, squeezed)
+
+
+def _check_finite(state: Mapping[str, Tensor], naming: Naming, source: str) -> None:
+    broken = [own for own, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        keys = [key for own in broken for key in naming.source_keys(own)]
+        raise CheckpointError(
+            f"{source}: expected finite weights, got NaN or infinity in {_listed(keys, MAX_LISTED_KEYS)}; "
+            "take an earlier checkpoint of that training"
+        )
+
+
+def _tensor_text(tensor: Tensor) -> str:
+    text = _shape_text(tensor.shape)
+    return text if tensor.is_floating_point() else f"{text} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _shape_text(shape: torch.Size) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _listed(keys: Iterable[str], limit: int) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more

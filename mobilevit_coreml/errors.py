@@ -1,0 +1,25 @@
+"""The errors a user can cause. One line each: what, expected, got, what to do."""
+
+
+class MobileViTError(Exception):
+    """Base of every error this package raises on purpose; command lines print it and exit with 2."""
+
+
+class ConfigError(MobileViTError):
+    """A configuration that no MobileViT can be built from."""
+
+
+class CheckpointError(MobileViTError):
+    """Weights that cannot be found, read, or fitted to the model."""
+
+
+class LabelsError(MobileViTError):
+    """Class names that cannot be read or do not fit the classifier."""
+
+
+class ConversionError(MobileViTError):
+    """A request that no Core ML package can fulfil."""
+
+
+class OutputError(MobileViTError):
+    """A place where the result cannot be written."""

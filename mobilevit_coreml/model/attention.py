@@ -1,0 +1,73 @@
+"""Multi-head self-attention on (B, D, 1, N), in two equal forms; which one is chosen when the model is built."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Self-attention among the N tokens of each sequence (Mehta & Rastegari 2022, section 3.1).
+
+    (B, D, 1, N) -> (B, D, 1, N). The linear layers are 1x1 convolutions; queries, keys and values
+    come from one. `form` is a key of ATTENTION_FORMS. Sizes are ints known when the module is made,
+    since arithmetic on a traced shape would end up in the Core ML program.
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, form: str, qkv_bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_width = width // heads
+        self.tokens = tokens
+        # Becomes None when `fold_for_inference` puts it into the query weights.
+        self.scale: float | None = 1 / math.sqrt(self.head_width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=qkv_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Conv2d(width, width, 1)
+        self.attend = ATTENTION_FORMS[form]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(self, x)
+
+
+def split_einsum(attention: Attention, x: Tensor) -> Tensor:
+    """One head at a time, softmax over the channel axis: the form Apple documents for the Neural Engine.
+
+    One transpose a layer, of the keys of all heads together.
+    """
+    q, k, v = attention.qkv(x).chunk(3, dim=1)  # B D 1 N
+    if attention.scale is not None:
+        q = q * attention.scale
+    k = k.transpose(1, 3)  # B N 1 D
+    width = attention.head_width
+    contexts = []
+    for q_h, k_h, v_h in zip(q.split(width, 1), k.split(width, 3), v.split(width, 1), strict=True):
+        scores = torch.einsum("bchq,bkhc->bkhq", q_h, k_h)  # B N_k 1 N_q
+        weights = attention.dropout(scores.softmax(dim=1))
+        contexts.append(torch.einsum("bkhq,bchk->bchq", weights, v_h))  # B D/heads 1 N
+    return attention.out(torch.cat(contexts, dim=1))
+
+
+def packed(attention: Attention, x: Tensor) -> Tensor:
+    """All heads in one rank-4 matmul: the fewest operations, no transpose, one reshape.
+
+    The output projection reads the heads where the matmul leaves them: a convolution with a
+    (D/heads, 1) kernel over (B, heads, D/heads, N) is the 1x1 one over (B, D, 1, N) without the
+    reshape in between.
+    """
+    heads, width = attention.heads, attention.head_width
+    q, k, v = attention.qkv(x).reshape(-1, 3 * heads, width, attention.tokens).chunk(3, dim=1)  # B heads D/heads N
+    if attention.scale is not None:
+        q = q * attention.scale
+    weights = attention.dropout((q.transpose(2, 3) @ k).softmax(dim=3))  # B heads N_q N_k
+    context = v @ weights.transpose(2, 3)  # B heads D/heads N
+    kernel = attention.out.weight.view(heads * width, heads, width, 1)
+    return F.conv2d(context, kernel, attention.out.bias)  # B D 1 N
+
+
+ATTENTION_FORMS: Mapping[str, Callable[[Attention, Tensor], Tensor]] = {
+    "split_einsum": split_einsum,
+    "packed": packed,
+}

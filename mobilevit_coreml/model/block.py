@@ -1,0 +1,90 @@
+"""The MobileViT block: convolutions for what is near, a transformer for what is far."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_coreml.config import MobileViTConfig
+from mobilevit_coreml.model.attention import Attention
+from mobilevit_coreml.model.layers import ACTIVATION_LAYERS, ChannelLayerNorm, ConvLayer
+from mobilevit_coreml.model.ops import batch_to_space, resize_bilinear, space_to_batch
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm attention and two-layer perceptron, each with a residual: (B, D, 1, N) -> (B, D, 1, N)."""
+
+    def __init__(self, config: MobileViTConfig, width: int, tokens: int, attention: str) -> None:
+        super().__init__()
+        mlp_width = int(width * config.mlp_ratio)
+        self.attention_norm = ChannelLayerNorm(width, config.layer_norm_eps)
+        self.attention = Attention(
+            width,
+            config.num_attention_heads,
+            tokens,
+            attention,
+            config.qkv_bias,
+            config.attention_probs_dropout_prob,
+        )
+        self.mlp_norm = ChannelLayerNorm(width, config.layer_norm_eps)
+        self.mlp_in = nn.Conv2d(width, mlp_width, 1)
+        self.activation = ACTIVATION_LAYERS[config.hidden_act]()
+        self.mlp_out = nn.Conv2d(mlp_width, width, 1)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x)))))
+
+
+class MobileViTBlock(nn.Module):
+    """Local convolutions, a transformer across patches, and their fusion (Mehta & Rastegari 2022, figure 1b).
+
+    (B, C, H, W) -> (B, C, H, W). Attention runs among the pixels at the same place within their
+    patches, P places of N patches each: (B, D, H, W) -> (P*B, D, 1, N). `map_size` is (H, W); one
+    that is no multiple of the patch is resized up before and back after, as the reference does.
+    """
+
+    def __init__(
+        self,
+        config: MobileViTConfig,
+        channels: int,
+        width: int,
+        depth: int,
+        map_size: tuple[int, int],
+        attention: str,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.map_size = map_size
+        self.patch = config.patch_hw
+        rows = math.ceil(map_size[0] / self.patch[0])
+        columns = math.ceil(map_size[1] / self.patch[1])
+        self.grid = (rows, columns)
+        self.patched_size = (rows * self.patch[0], columns * self.patch[1])
+        self.needs_resize = self.patched_size != map_size
+        kernel, activation = config.conv_kernel_size, config.hidden_act
+
+        self.local = ConvLayer(channels, channels, kernel, activation)
+        self.project_in = nn.Conv2d(channels, width, 1, bias=False)
+        self.layers = nn.Sequential(*(TransformerLayer(config, width, rows * columns, attention) for _ in range(depth)))
+        self.layer_norm = ChannelLayerNorm(width, config.layer_norm_eps)
+        self.project_out = ConvLayer(width, channels, 1, activation)
+        self.fusion = ConvLayer(2 * channels, channels, kernel, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.unfold(self.project_in(self.local(x)))
+        y = self.project_out(self.fold(self.layer_norm(self.layers(tokens))))
+        return self.fusion(torch.cat([x, y], dim=1))
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (P*B, D, 1, N), place within the patch outermost."""
+        if self.needs_resize:
+            x = resize_bilinear(x, self.patched_size)
+        x = space_to_batch(x, self.patch)  # P*B D rows columns
+        return x.reshape(-1, self.width, 1, self.grid[0] * self.grid[1])
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(P*B, D, 1, N) -> (B, D, H, W)."""
+        x = batch_to_space(x.reshape(-1, self.width, *self.grid), self.patch)
+        return resize_bilinear(x, self.map_size) if self.needs_resize else x
