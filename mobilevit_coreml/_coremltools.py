@@ -1,4 +1,4 @@
-"""coremltools as `ct`, imported without its chatter about parts that exist on a Mac only.
+"""coremltools, imported without its chatter about parts that exist on a Mac only.
 
 Off a Mac its import logs some ten lines about native proxies that did not load, and that torch and
 scikit-learn are newer than it was tested with. Warnings of any later moment are not touched.
@@ -15,6 +15,8 @@ _logger = logging.getLogger("coremltools")
 _logger.addFilter(_drop := lambda record: record.levelno >= logging.ERROR)
 try:
     import coremltools as ct
+    from coremltools.converters.mil import Builder as mb  # noqa: N813
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
 finally:
     _logger.removeFilter(_drop)
 
@@ -23,11 +25,11 @@ finally:
 def without_progress_bars() -> Iterator[None]:
     """Keep coremltools' five bars a conversion off the terminal; it has no switch for them."""
     original = tqdm.__init__
-    tqdm.__init__ = partialmethod(original, disable=True)  # type: ignore[method-assign,assignment]
+    tqdm.__init__ = partialmethod(original, disable=True)
     try:
         yield
     finally:
-        tqdm.__init__ = original  # type: ignore[method-assign]
+        tqdm.__init__ = original
 
 
-__all__ = ["ct", "without_progress_bars"]
+__all__ = ["ct", "mb", "register_torch_op", "without_progress_bars"]

@@ -29,6 +29,7 @@ class Stages:
 
     def __init__(self, total: int) -> None:
         self.seconds: dict[str, float] = {}
+        self._interrupted = False
         self._bar = tqdm(
             total=total, disable=None, leave=False, bar_format="{desc:<10}|{bar:30}| {n}/{total} {elapsed}"
         )
@@ -38,32 +39,41 @@ class Stages:
         """Run a stage."""
         self._bar.set_description_str(name)
         start = time.perf_counter()
-        try:
-            yield
-        except BaseException:
-            self._bar.close()  # before the message that tells what went wrong
-            raise
+        yield
+        if self._interrupted:  # and some library's bare `except:` took the KeyboardInterrupt for its own
+            raise KeyboardInterrupt
         self.seconds[name] = time.perf_counter() - start
         self._bar.update()
-        if self._bar.n == self._bar.total:
-            self._bar.close()
+
+    def interrupt(self, _signum: int, _frame: object) -> NoReturn:
+        """Handler of signals: stop the stage that runs, at its end at the latest."""
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
 
 
-def run(command: Callable[[], None]) -> int:
-    """Exit code of a command; what a user got wrong is one line on stderr, and so is an interruption."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files go on that signal too
+def run(command: Callable[[Stages], None], stages: int) -> int:
+    """Exit code of a command of so many stages.
+
+    What a user got wrong is one line on stderr, and so is an interruption; both leave nothing behind,
+    since temporary files go as the exceptions pass.
+    """
+    progress = Stages(stages)
+    previous = {number: signal.signal(number, progress.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    message, code = None, DONE
     try:
-        command()
+        command(progress)
     except MobileViTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        message, code = f"error: {error}", BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        message, code = "interrupted: nothing was written", INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    return DONE
-
-
-def _interrupt(_signum: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+        progress.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if message is not None:
+        print(message, file=sys.stderr)
+    return code

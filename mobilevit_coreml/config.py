@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mobilevit_coreml.errors import ConfigError, LabelsError
-from mobilevit_coreml.labels import MAX_LABELS, imagenet_labels, labels_from_mapping, placeholder_labels
+from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeholder_labels
 
 ACTIVATIONS = ("silu", "swish", "relu", "relu6", "gelu", "leaky_relu", "hardswish")
 ATTENTION_FORMS = ("split_einsum", "packed")  # chosen at conversion; they compute the same
@@ -249,10 +249,9 @@ def config_from_hugging_face(values: Mapping[str, Any], source: str) -> MobileVi
         )
     known = {field.name for field in dataclasses.fields(MobileViTConfig)}
     parameters = {key: value for key, value in values.items() if key in known}
-    if "id2label" not in parameters:
-        # transformers leaves both out when a model has its default of two classes
-        parameters["id2label"] = placeholder_labels(values.get("num_labels", 2))
     try:
+        if "id2label" not in parameters:  # transformers leaves it out when a model has its default of two classes
+            parameters["id2label"] = placeholder_labels(values.get("num_labels", 2))
         return MobileViTConfig(**parameters)
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, LabelsError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None

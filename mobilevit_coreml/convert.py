@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 PRECISIONS = ("fp16", "fp32")
 TASK = "classification"
+STAGES = 4  # weights, model, convert, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def convert(
     _check_choice("channel order", channel_order, CHANNEL_ORDERS)
     names = None if labels is None else read_labels(labels)
     check_output(output)
-    stages = stages or Stages(total=4)
+    stages = stages or Stages(STAGES)
 
     with stages("weights"):
         from mobilevit_coreml.checkpoints.load import load_checkpoint
@@ -106,7 +107,7 @@ def convert(
     return Conversion(path, record, target, size_of(path), operations, len(class_names), _notices(checkpoint))
 
 
-def _check_choice(name: str, value: str | None, choices: Sequence[str] | dict[str, object]) -> None:
+def _check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
     if value is not None and value not in choices:
         raise ConversionError(f"{name}: expected one of {', '.join(choices)}, got {value!r}; choose one of these")
 
@@ -229,16 +230,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     values = vars(parser().parse_args(arguments))
 
-    def command() -> None:
-        stages = Stages(total=4)
+    def command(stages: Stages) -> None:
         conversion = convert(**values, stages=stages)
+        stages.close()
         print(summary(conversion, stages.seconds))
         for notice in conversion.notices:
             print(f"note: {notice}", file=sys.stderr)
         if conversion.record.weights.untrained:
             print(UNTRAINED_WARNING, file=sys.stderr)
 
-    return run(command)
+    return run(command, stages=STAGES)
 
 
 UNTRAINED_WARNING = """

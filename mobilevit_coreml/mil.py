@@ -8,17 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml._coremltools import ct, without_progress_bars
+from mobilevit_coreml._coremltools import ct, mb, register_torch_op, without_progress_bars
 from mobilevit_coreml.checkpoints.download import PUBLISHED
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.model.ops import NAMESPACE
 from mobilevit_coreml.package import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
-
-# coremltools' own registry; behind `ct` so that its import stays quiet
-from coremltools.converters.mil import Builder as mb  # noqa: E402, I001, N813
-from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op  # noqa: E402
 
 IMAGE = "image"
 CLASS_LABEL = "classLabel"
@@ -147,3 +143,9 @@ def mobilevit_resize_bilinear(context: Any, node: Any) -> None:
             name=node.name,
         )
     )
+
+
+@register_torch_op(torch_alias=[f"{NAMESPACE}::channel_layer_norm"], override=True)  # type: ignore[untyped-decorator]
+def mobilevit_channel_layer_norm(context: Any, node: Any) -> None:
+    x, weight, bias, eps = (context[name] for name in node.inputs)
+    context.add(mb.layer_norm(x=x, axes=[1], gamma=weight, beta=bias, epsilon=eps.val, name=node.name))

@@ -55,11 +55,10 @@ class PackageRecord:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "PackageRecord":
         """From a package's user-defined metadata; KeyError, ValueError or TypeError where that is no record."""
-        texts = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
-        values = {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
+        values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
+        values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
         pixels = values.pop("preprocessing")
         return cls(
-            **texts,
             weights=WeightsSource(**values.pop("weights")),
             preprocessing=Preprocessing(**{**pixels, "crop": tuple(pixels["crop"])}),
             **values,

@@ -41,7 +41,7 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         # One question first: asking for a file would retry for half a minute without a network.
@@ -50,7 +50,7 @@ def _download(repo: str, revision: str | None) -> Path:
         weights = next((name for name in WEIGHT_FILES if name in files), None)
         if weights is None:
             raise CheckpointError(
-                f"weights {repo}: expected {' or '.join(WEIGHT_FILES)} on the hub, got neither; choose another repository"
+                f"weights {repo}: expected {' or '.join(WEIGHT_FILES)} on the hub, got neither; choose another"
             )
         for name in CONFIG_FILES:
             if name in files:
@@ -64,9 +64,9 @@ def _download(repo: str, revision: str | None) -> Path:
             f"weights {repo}{f'@{revision}' if revision else ''}: expected a {what} on the Hugging Face hub, "
             "got none that is public or yours; check the name, or log in with `hf auth login`"
         ) from None
-    except (HfHubHTTPError, Exception) as error:  # the hub's client passes on its transport's own errors
+    except Exception as error:  # the hub's client passes on its transport's own errors
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise HubUnreachableError(
-            f"weights {repo}: expected them in the local cache or on the Hugging Face hub, got no way there ({reason}); "
-            "connect once, or give a file with --weights"
+            f"weights {repo}: expected in the local cache or on the Hugging Face hub, got no way there "
+            f"({reason}); connect once, or give a file with --weights"
         ) from None

@@ -1,8 +1,10 @@
 """Reading what others wrote: tensors and JSON from files that may be anything. Nothing in them is ever run."""
 
+import argparse
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,16 +90,18 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
     try:
         if is_zip:
             _check_unpacked_size(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data; timm's training script adds it
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"{path}: expected tensors only, got a pickle that would run code to load "
-                f"({_wanted_code(error)}); save model.state_dict() and convert that"
-            ) from None
-        raise _damaged(path, "a torch checkpoint", error) from None
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise _damaged(path, "a torch checkpoint", error) from None
+        raise CheckpointError(
+            f"{path}: expected tensors only, got a pickle that would run code to load ({wanted[1]}); "
+            "save model.state_dict() and convert that"
+        ) from None
     except Exception as error:  # a damaged pickle may raise whatever its bytes happen to ask for
         raise _damaged(path, "a torch checkpoint", error) from None
 
@@ -112,14 +116,17 @@ def _check_unpacked_size(path: Path) -> None:
 
 
 def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
+    content = values
     for _ in range(MAX_WRAPPERS):
-        if not isinstance(values, Mapping):
+        if not isinstance(content, Mapping):
             break
-        tensors = {str(key): value for key, value in values.items() if isinstance(value, Tensor)}
-        inner = next((values[key] for key in WRAPPER_KEYS if isinstance(values.get(key), Mapping)), None)
-        if inner is None and tensors:
-            return tensors
-        values = inner
+        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+            if tensors:
+                return tensors
+            break
+        content = inner
     raise CheckpointError(
         f"{path}: expected a state dict, alone or under one of {', '.join(WRAPPER_KEYS)}, "
         f"got {_content_text(values)}; save model.state_dict()"
@@ -129,19 +136,12 @@ def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
 def _content_text(values: object) -> str:
     if isinstance(values, Mapping):
         return f"the keys {', '.join(map(str, list(values)[:6]))}" if values else "an empty dictionary"
-    return f"a {type(values).__name__}" if values is not None else "no tensors"
+    return f"a {type(values).__name__}"
 
 
 def _damaged(path: Path, kind: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: expected {kind}, got a truncated or damaged file ({_one_line(error)}); download or save it again"
-    )
-
-
-def _wanted_code(error: Exception) -> str:
-    words = str(error).split()
-    return next(
-        (words[i + 1].strip("`'\"") for i, word in enumerate(words[:-1]) if word in ("global:", "GLOBAL")), "a class"
     )
 
 

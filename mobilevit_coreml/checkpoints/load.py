@@ -17,7 +17,7 @@ from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import VARIANTS, MobileViTConfig, config_from_hugging_face, variant_of
 from mobilevit_coreml.errors import CheckpointError
-from mobilevit_coreml.labels import labels_from_mapping, placeholder_labels
+from mobilevit_coreml.labels import labels_from_mapping
 from mobilevit_coreml.preprocessing import Preprocessing, classification_preprocessing, from_hugging_face
 
 NAMINGS = (HUGGING_FACE, CVNETS, TIMM)

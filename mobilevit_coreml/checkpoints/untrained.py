@@ -10,6 +10,7 @@ from mobilevit_coreml.model import ImageClassifier
 SEED = 0
 DRAWN_IMAGES = 4
 COARSE = 8  # cells a side of the pattern the images are drawn from
+GRAIN = 0.3  # share of noise in them: a photograph has edges and texture, too
 
 
 def untrained_state(config: MobileViTConfig, seed: int = SEED) -> dict[str, Tensor]:
@@ -23,7 +24,8 @@ def untrained_state(config: MobileViTConfig, seed: int = SEED) -> dict[str, Tens
         model = ImageClassifier(config)
         height, width = config.image_hw
         coarse = torch.rand(DRAWN_IMAGES, config.num_channels, COARSE, COARSE)
-        images = F.interpolate(coarse, size=(height, width), mode="bilinear")
+        smooth = F.interpolate(coarse, size=(height, width), mode="bilinear")
+        images = (1 - GRAIN) * smooth + GRAIN * torch.rand_like(smooth)
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

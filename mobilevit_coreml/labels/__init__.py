@@ -1,7 +1,7 @@
 """Class names: the ones shipped as data, and the ones users bring."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -63,19 +63,22 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 def labels_from_mapping(values: Mapping[object, object], source: str) -> tuple[str, ...]:
     """Names in index order from {index: name} or {name: index}; indices must be 0 to n-1."""
+    pairs: Iterable[tuple[object, object]] = values.items()
     if values and all(isinstance(value, int) for value in values.values()):
-        values = {index: name for name, index in values.items()}
+        pairs = ((index, name) for name, index in values.items())
     by_index: dict[int, object] = {}
-    for key, name in values.items():
+    for key, name in pairs:
         try:
             by_index[int(str(key))] = name
         except ValueError:
-            raise LabelsError(f"{source}: expected class indices as keys, got {str(key)!r:.60}") from None
-    if sorted(by_index) != list(range(len(values))):
-        missing = next((index for index in range(len(values)) if index not in by_index), 0)
-        raise LabelsError(
-            f"{source}: expected the indices 0 to {len(values) - 1}, got none for {missing}; name every class"
-        )
+            raise LabelsError(
+                f"{source}: expected class indices as keys, got {str(key)!r:.60}; give index and name of every class"
+            ) from None
+    for index in range(len(values)):
+        if index not in by_index:
+            raise LabelsError(
+                f"{source}: expected the indices 0 to {len(values) - 1}, got none for {index}; name every class once"
+            )
     return _checked([by_index[index] for index in range(len(by_index))], source)
 
 

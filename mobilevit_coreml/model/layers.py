@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mobilevit_coreml.model.ops import channel_layer_norm
+
 BATCH_NORM_EPS = 1e-5  # fixed in the reference, not part of its configuration
 
 ACTIVATION_LAYERS: Mapping[str, type[nn.Module]] = {
@@ -74,12 +76,7 @@ class InvertedResidual(nn.Module):
 
 
 class ChannelLayerNorm(nn.Module):
-    """Layer norm over the channels of (B, C, H, W).
-
-    nn.LayerNorm's arithmetic, in the form the converter fuses into one MIL `layer_norm(axes=[1])`;
-    permuting to nn.LayerNorm and back would be two transposes. `pow(2)`, `sqrt` or a division in
-    place of these operations would not fuse.
-    """
+    """Layer norm over the channels of (B, C, H, W)."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -88,9 +85,7 @@ class ChannelLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(1, keepdim=True)
-        normed = centred * ((centred * centred).mean(1, keepdim=True) + self.eps).rsqrt()
-        return normed * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return channel_layer_norm(x, self.weight, self.bias, self.eps)
 
 
 def make_divisible(channels: int, divisor: int = 8) -> int:

@@ -1,9 +1,10 @@
-"""Tensor rearrangements that are one MIL operation each: torch operators the converter knows by name.
+"""Steps that are one MIL operation each: torch operators the converter knows by name.
 
-Written out in reshapes and permutes, an unfold becomes up to seven reshapes and six transposes in
-MIL. As operators of their own they keep their names in a trace, so that the conversion can put
-`space_to_batch`, `batch_to_space` and `resize_bilinear` in their place. Each is registered as a
-composite of ordinary torch operations, so gradients need no code here.
+Written out in torch's operations they would be many in MIL: an unfold up to seven reshapes and six
+transposes, a layer norm over channels two transposes, or its parts with a bias that does not fuse.
+As operators of their own they keep their names in a trace, and the conversion (`mil`) puts the MIL
+operation in their place. Each is registered as a composite of ordinary torch operations, so
+gradients need no code here.
 """
 
 import torch
@@ -16,6 +17,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define("space_to_batch(Tensor x, int block_height, int block_width) -> Tensor")
 _library.define("batch_to_space(Tensor x, int block_height, int block_width) -> Tensor")
 _library.define("resize_bilinear(Tensor x, int height, int width) -> Tensor")
+_library.define("channel_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor")
 
 
 def _space_to_batch(x: Tensor, block_height: int, block_width: int) -> Tensor:
@@ -38,10 +40,15 @@ def _resize_bilinear(x: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 
+def _channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1)
+
+
 for _name, _implementation in (
     ("space_to_batch", _space_to_batch),
     ("batch_to_space", _batch_to_space),
     ("resize_bilinear", _resize_bilinear),
+    ("channel_layer_norm", _channel_layer_norm),
 ):
     _library.impl(_name, _implementation, "CompositeImplicitAutograd")
 
@@ -63,3 +70,8 @@ def batch_to_space(x: Tensor, block: tuple[int, int]) -> Tensor:
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, C, H, W) to (B, C, *size) with half-pixel centres (MIL `resize_bilinear`, UNALIGN_CORNERS)."""
     return torch.ops.mobilevit_coreml.resize_bilinear(x, *size)
+
+
+def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of (B, C, H, W) over C; weight and bias (C,) (MIL `layer_norm`, axes [1])."""
+    return torch.ops.mobilevit_coreml.channel_layer_norm(x, weight, bias, eps)

@@ -1,0 +1,192 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobilevit_coreml.checkpoints.cvnets import CVNETS
+from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
+from mobilevit_coreml.checkpoints.naming import Naming, infer_config, own_state, parameter_shapes, recognize
+from mobilevit_coreml.checkpoints.timm import TIMM
+from mobilevit_coreml.config import VARIANTS, variant_of
+from mobilevit_coreml.errors import CheckpointError
+from tests.peers import NAMINGS, hugging_face_classifier, images, ours, snr, timm_classifier
+
+
+def cvnets_state(variant: str, classes: int = 1000) -> dict[str, Tensor]:
+    """A state dict as ml-cvnets saves it, from transformers' model, by the renames of its conversion script.
+
+    Written from the published names, independently of the table under test.
+    """
+    tensors = hugging_face_classifier(variant, classes).state_dict()
+    state = {}
+    for key, tensor in tensors.items():
+        if ".attention.attention." in key:
+            if ".query." in key:
+                qkv = [tensors[key.replace("query", part)] for part in ("query", "key", "value")]
+                state[_cvnets_key(key.replace("query", "qkv"))] = torch.cat(qkv)
+        else:
+            state[_cvnets_key(key)] = tensor
+    return state
+
+
+def _cvnets_key(key: str) -> str:
+    depths = {2: 2, 3: 4, 4: 3}
+    parts = key.removeprefix("mobilevit.").split(".")
+    if parts[0] == "classifier":
+        return f"classifier.fc.{parts[1]}"
+    leaf = parts[-1]
+    kind = {"convolution": "block.conv", "normalization": "block.norm"}.get(parts[-2], "")
+    if parts[0] in ("conv_stem", "conv_1x1_exp"):
+        return f"{'conv_1' if parts[0] == 'conv_stem' else parts[0]}.{kind}.{leaf}"
+    stage = int(parts[2])
+    layer = f"layer_{stage + 1}"
+    inverted = {"expand_1x1": "exp_1x1", "conv_3x3": "conv_3x3", "reduce_1x1": "red_1x1"}
+    if parts[3] == "layer":
+        return f"{layer}.{parts[4]}.block.{inverted[parts[5]]}.{kind}.{leaf}"
+    if parts[3] == "downsampling_layer":
+        return f"{layer}.0.block.{inverted[parts[4]]}.{kind}.{leaf}"
+    if parts[3] == "transformer":
+        inside = {
+            "layernorm_before": "pre_norm_mha.0",
+            "attention.attention.qkv": "pre_norm_mha.1.qkv_proj",
+            "attention.output.dense": "pre_norm_mha.1.out_proj",
+            "layernorm_after": "pre_norm_ffn.0",
+            "intermediate.dense": "pre_norm_ffn.1",
+            "output.dense": "pre_norm_ffn.4",
+        }[".".join(parts[6:-1])]
+        return f"{layer}.1.global_rep.{parts[5]}.{inside}.{leaf}"
+    if parts[3] == "layernorm":
+        return f"{layer}.1.global_rep.{depths[stage]}.{leaf}"
+    block = {
+        "conv_kxk": "local_rep.conv_3x3",
+        "conv_1x1": "local_rep.conv_1x1",
+        "conv_projection": "conv_proj",
+        "fusion": "fusion",
+    }[parts[3]]
+    return f"{layer}.1.{block}.{kind}.{leaf}"
+
+
+@pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
+@torch.no_grad()
+def test_cvnets_names_give_the_same_model(variant: str) -> None:
+    naming, tensors = recognize(cvnets_state(variant), NAMINGS, "here")
+    config = infer_config(tensors, naming)
+    assert naming is CVNETS
+    assert config == VARIANTS[variant]
+    expected = ours(hugging_face_classifier(variant)).state_dict()
+    state = own_state(tensors, naming, config, "here")
+    assert state.keys() == parameter_shapes(config).keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    ("peer", "naming"), [(hugging_face_classifier, HUGGING_FACE), (timm_classifier, TIMM)], ids=["hf", "timm"]
+)
+def test_recognizes_source_and_variant(peer: Any, naming: Naming, prefix: str) -> None:
+    for variant in VARIANTS:
+        state = peer(variant, classes=11).state_dict()
+        recognized, tensors = recognize({prefix + key: value for key, value in state.items()}, NAMINGS, "here")
+        assert recognized is naming
+        config = infer_config(tensors, recognized)
+        assert (variant_of(config), config.num_labels) == (variant, 11)
+        own_state(tensors, recognized, config, "here")
+
+
+def test_infers_a_network_of_its_own() -> None:
+    from transformers import MobileViTConfig, MobileViTForImageClassification
+
+    peer = MobileViTForImageClassification(
+        MobileViTConfig(
+            hidden_sizes=[32, 40, 48],
+            neck_hidden_sizes=[8, 16, 24, 32, 40, 48, 96],
+            expand_ratio=2.0,
+            mlp_ratio=3.0,
+            conv_kernel_size=5,
+            qkv_bias=False,
+            num_channels=4,
+            num_labels=5,
+        )
+    )
+    naming, tensors = recognize(peer.state_dict(), NAMINGS, "here")
+    config = infer_config(tensors, naming)
+    assert variant_of(config) == "custom"
+    assert (config.hidden_sizes, config.neck_hidden_sizes) == ((32, 40, 48), (8, 16, 24, 32, 40, 48, 96))
+    assert (config.expand_ratio, config.mlp_ratio, config.conv_kernel_size) == (2, 3, 5)
+    assert (config.qkv_bias, config.num_channels, config.num_labels) == (False, 4, 5)
+    own_state(tensors, naming, config, "here")
+
+
+def test_half_precision_is_widened() -> None:
+    peer = hugging_face_classifier("xxs").half()
+    model = ours(peer)
+    assert model.classifier.weight.dtype == torch.float32
+    assert snr(peer.float()(images(1, 256, 256)).logits, model(images(1, 256, 256)).logits) > 100
+
+
+def test_lists_all_that_is_wrong_together() -> None:
+    naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
+    del (
+        tensors["encoder.layer.2.layernorm.bias"],
+        tensors["encoder.layer.3.transformer.layer.1.attention.attention.key.weight"],
+    )
+    tensors["segmentation_head.classifier.weight"] = torch.zeros(1)
+    tensors["conv_stem.normalization.weight"] = torch.zeros(17)
+    tensors["classifier.bias"] = torch.zeros(1000, dtype=torch.int64)
+    with pytest.raises(CheckpointError) as error:
+        own_state(tensors, naming, VARIANTS["xxs"], "here")
+    assert str(error.value) == (
+        "here: expected exactly the Hugging Face keys of this MobileViT, got "
+        "2 missing: encoder.layer.2.layernorm.bias, "
+        "encoder.layer.3.transformer.layer.1.attention.attention.key.weight; "
+        "1 unexpected: segmentation_head.classifier.weight; "
+        "2 mis-shaped: conv_stem.normalization.weight (expected 16, got 17), "
+        "classifier.bias (expected 1000, got 1000 of int64); "
+        "check the variant, the task and the number of classes"
+    )
+
+
+def test_a_transposed_square_weight_has_the_same_shape_but_a_swapped_pair_has_not() -> None:
+    naming, tensors = recognize(timm_classifier("xxs").state_dict(), NAMINGS, "here")
+    mlp = "stages.2.1.transformer.0.mlp."
+    tensors[f"{mlp}fc1.weight"], tensors[f"{mlp}fc2.weight"] = tensors[f"{mlp}fc2.weight"], tensors[f"{mlp}fc1.weight"]
+    with pytest.raises(CheckpointError, match=r"2 mis-shaped: .*fc1.weight \(expected 128x64x1x1, got 64x128\)"):
+        own_state(tensors, naming, VARIANTS["xxs"], "here")
+
+
+def test_other_networks_are_not_taken_for_mobilevit() -> None:
+    with pytest.raises(CheckpointError) as error:
+        recognize(torch.nn.Linear(2, 3).state_dict(), NAMINGS, "here")
+    assert str(error.value) == (
+        "here: expected the keys of a MobileViT, such as conv_stem.convolution.weight (Hugging Face), "
+        "conv_1.block.conv.weight (cvnets), stem.conv.weight (timm), got weight, bias; "
+        "check that these are the weights of a MobileViT v1"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_must_be_finite(value: float) -> None:
+    naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
+    tensors["encoder.layer.2.layernorm.bias"][3] = value
+    with pytest.raises(CheckpointError) as error:
+        own_state(tensors, naming, VARIANTS["xxs"], "here")
+    assert str(error.value) == (
+        "here: expected finite weights, got NaN or infinity in encoder.layer.2.layernorm.bias; "
+        "take an earlier checkpoint of that training"
+    )
+
+
+def test_a_tensor_that_claims_a_huge_shape_is_not_touched() -> None:
+    naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
+    tensors["conv_stem.normalization.weight"] = torch.zeros(1).expand(2**40)
+    with pytest.raises(CheckpointError, match="mis-shaped: conv_stem.normalization.weight"):
+        own_state(tensors, naming, infer_config(tensors, naming), "here")
+
+
+@pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.name)
+def test_no_two_parameters_share_a_source_key(naming: Naming) -> None:
+    keys = [key for own in parameter_shapes(dataclasses.replace(VARIANTS["s"])) for key in naming.source_keys(own)]
+    assert len(keys) == len(set(keys))
+    assert not any("{" in key or "backbone" in key for key in keys)

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mobilevit_coreml.errors import LabelsError
+from mobilevit_coreml.labels import imagenet_labels, read_labels, unique_labels
+
+
+def test_imagenet_names_are_in_the_standard_order() -> None:
+    names = imagenet_labels()
+    assert len(names) == 1000
+    # timm keeps its own copy of the standard order, with longer names
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    for index in (0, 134, 281, 517, 999):
+        assert info.index_to_description(index).split(",")[0] == names[index].split(",")[0]
+
+
+def test_the_second_crane_is_told_apart() -> None:
+    names, renamed = unique_labels(imagenet_labels())
+    assert len(set(names)) == 1000
+    assert (names[134], names[517]) == ("crane", "crane (517)")
+    assert renamed == {517: "crane"}
+
+
+def test_a_new_name_takes_nobody_elses() -> None:
+    names, renamed = unique_labels(["a", "a", "a (1)", "a"])
+    assert len(set(names)) == 4
+    assert (names[0], names[2]) == ("a", "a (1)")
+    assert renamed == {1: "a", 3: "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.txt", "cat\ndog, hound\nÄffchen\n"),
+        ("labels.txt", "\ufeffcat\r\ndog, hound\r\nÄffchen\r\n\r\n"),
+        ("list.json", json.dumps(["cat", "dog, hound", "Äffchen"])),
+        ("id2label.json", json.dumps({"2": "Äffchen", "0": "cat", "1": "dog, hound"})),
+        ("config.json", json.dumps({"id2label": {"0": "cat", "1": "dog, hound", "2": "Äffchen"}})),
+        ("class_to_idx.json", json.dumps({"Äffchen": 2, "cat": 0, "dog, hound": 1})),
+    ],
+)
+def test_reads_the_usual_files(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_labels(tmp_path / name) == ("cat", "dog, hound", "Äffchen")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "expected 1 to 100000 class names, got 0"),
+        ("a.txt", b"cat\n\ndog\n", "expected a name for class 1, got ''"),
+        ("a.txt", b"\xff\xfe\x00", "expected a UTF-8 text or JSON file, got other bytes"),
+        ("a.json", b"{", "expected JSON"),
+        ("a.json", b"[" * 100_000, "expected JSON"),
+        ("a.json", b"3", "expected a list or an object of names, got int"),
+        ("a.json", b'{"0": "cat", "7": "dog"}', "expected the indices 0 to 1, got none for 1"),
+        ("a.json", b'{"cat": 0, "dog": 0}', "expected the indices 0 to 1"),
+        ("a.json", b'["cat", 5]', "expected a name for class 1, got 5"),
+    ],
+)
+def test_says_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LabelsError) as error:
+        read_labels(tmp_path / name)
+    assert message in str(error.value)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_says_that_a_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(LabelsError, match="No such file"):
+        read_labels(tmp_path / "none.txt")

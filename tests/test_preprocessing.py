@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobilevit_coreml.preprocessing import Preprocessing, classification_preprocessing
+
+
+def drawn(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A picture with edges, gradients and noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    values = np.stack([x * 255 / width, y * 255 / height, 128 + 127 * np.sin(x / 7) * np.sin(y / 5)], -1)
+    values = np.clip(values + rng.normal(0, 20, values.shape), 0, 255).astype(np.uint8)
+    values[height // 3 : height // 2, width // 4 : width // 2] = (250, 20, 90)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 641), (301, 299), (1023, 257), (100, 37), (256, 256), (3, 900)])
+@pytest.mark.parametrize("order", ["BGR", "RGB"])
+def test_crops_are_the_reference_processors(size: tuple[int, int], order: str) -> None:
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+
+    processor = MobileViTImageProcessorPil(
+        size={"shortest_edge": 288},
+        crop_size={"height": 256, "width": 256},
+        resample=2,
+        do_flip_channel_order=order == "BGR",
+    )
+    image = drawn(*size)
+    expected = processor(image, return_tensors="np")["pixel_values"]
+    preprocessing = Preprocessing(288, (256, 256), order)
+    got = preprocessing.pixels(preprocessing.prepare(image))
+    assert got.dtype == np.float32
+    # the picture itself is the same to the bit; the reference scales in double precision
+    assert np.array_equal(np.rint(got * 255), np.rint(expected * 255))
+    assert np.abs(got - expected).max() <= 1e-7
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
+def test_every_mode_becomes_colour(mode: str) -> None:
+    prepared = classification_preprocessing((256, 256), "BGR").prepare(drawn(300, 400, mode))
+    assert (prepared.mode, prepared.size) == ("RGB", (256, 256))
+
+
+def test_orientation_is_applied() -> None:
+    image = drawn(300, 400)
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # rotate by 270 degrees to see it upright
+    preprocessing = classification_preprocessing((256, 256), "BGR")
+    assert np.array_equal(np.asarray(preprocessing.prepare(turned)), np.asarray(preprocessing.prepare(image)))
+
+
+def test_another_size_keeps_the_margin() -> None:
+    preprocessing = classification_preprocessing((256, 256), "BGR")
+    assert preprocessing.resize == 288
+    assert preprocessing.with_crop((512, 512)).resize == 576
+    assert preprocessing.with_crop((320, 256)).resize == 288
+    assert Preprocessing(256, (256, 256), "RGB").with_crop((100, 90)).resize == 90
