@@ -31,7 +31,11 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self._interrupted = False
         self._bar = tqdm(
-            total=total, disable=None, leave=False, bar_format="{desc:<10}|{bar:30}| {n}/{total} {elapsed}"
+            desc="start",
+            total=total,
+            disable=None,  # shown on a terminal, silent in a pipe
+            leave=False,
+            bar_format="{desc:<10}|{bar:30}| {n}/{total} {elapsed}",
         )
 
     @contextlib.contextmanager

@@ -22,6 +22,7 @@ from mobilevit_coreml.package import (
     package_name,
     package_path,
     put_in_place,
+    save,
     size_of,
     staging,
 )
@@ -101,7 +102,7 @@ def convert(
             program = classifier_program(model, class_names, checkpoint.preprocessing, target, precision)
         with stages("save"):
             describe(program, record)
-            program.save(str(staged))
+            save(program, staged)
             put_in_place(staged, path, force)
     operations = count_operations(program)
     return Conversion(path, record, target, size_of(path), operations, len(class_names), _notices(checkpoint))

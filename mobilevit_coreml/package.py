@@ -124,6 +124,14 @@ def staging(path: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def save(program: Any, path: Path) -> None:
+    """Write a ct.models.MLModel as a package whose weights and program are the same bytes each time."""
+    program.save(str(path))
+    # coremltools leaves the order of the metadata to chance
+    specification = program.get_spec().SerializeToString(deterministic=True)
+    (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(specification)
+
+
 def put_in_place(staged: Path, path: Path, force: bool) -> None:
     """Rename a whole package to its final name; the one it replaces goes only when the new one is there."""
     replaced = staged.with_name("replaced" + SUFFIX)

@@ -17,7 +17,9 @@ from tests.peers import hugging_face_classifier
 def xs_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What transformers saves of an xs classifier with 1000 named classes: config.json and model.safetensors."""
     directory = tmp_path_factory.mktemp("xs_snapshot")
-    hugging_face_classifier("xs", id2label={index: f"class {index}" for index in range(1000)}).save_pretrained(directory)
+    hugging_face_classifier("xs", id2label={index: f"class {index}" for index in range(1000)}).save_pretrained(
+        directory
+    )
     return directory
 
 

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -334,6 +337,29 @@ def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, num
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "interrupted: nothing was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_sees_progress(fine_tuned: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [
+        sys.executable,
+        "-m",
+        "mobilevit_coreml.convert",
+        "--weights",
+        str(fine_tuned),
+        "--output",
+        str(tmp_path),
+    ]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert [name for name in ("weights", "model", "convert", "save") if f"\r{name:<10}|" in shown] == [
+        *("weights", "model", "convert", "save")
+    ]
+    assert "Running MIL" not in shown
+    assert "|" not in finished.stdout
 
 
 def test_help_does_not_wait_for_torch() -> None:
