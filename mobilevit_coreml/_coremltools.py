@@ -17,6 +17,7 @@ try:
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+    from coremltools.libmilstoragepython import _BlobStorageReader as BlobStorageReader
 finally:
     _logger.removeFilter(_drop)
 
@@ -32,4 +33,4 @@ def without_progress_bars() -> Iterator[None]:
         tqdm.__init__ = original
 
 
-__all__ = ["ct", "mb", "register_torch_op", "without_progress_bars"]
+__all__ = ["BlobStorageReader", "ct", "mb", "register_torch_op", "without_progress_bars"]

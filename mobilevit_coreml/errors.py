@@ -23,3 +23,15 @@ class ConversionError(MobileViTError):
 
 class OutputError(MobileViTError):
     """A place where the result cannot be written."""
+
+
+class PackageError(MobileViTError):
+    """A package that cannot be read or executed."""
+
+
+class UnsupportedError(PackageError):
+    """An operation, or a value of one of its attributes, that the reference evaluator does not implement."""
+
+
+class InputError(MobileViTError):
+    """Inputs that do not fit what a package declares."""

@@ -1,0 +1,37 @@
+"""Products of matrices."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x: (*B, D_in), weight: (D_out, D_in)."""
+    return F.linear(x, weight, bias)
+
+
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """Batched with broadcasting; the last two dimensions are transposed first where asked for."""
+    if transpose_x and x.dim() > 1:
+        x = x.transpose(-1, -2)
+    if transpose_y and y.dim() > 1:
+        y = y.transpose(-1, -2)
+    return x @ y
+
+
+def einsum(values: list[Tensor], equation: str) -> Tensor:
+    """Of two tensors, in the equation's notation."""
+    return torch.einsum(equation, *values)
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(E) + mask) V; a mask of booleans says what takes part."""
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -math.inf)
+        else:
+            scores = scores + attn_mask
+    return scores.softmax(-1) @ value

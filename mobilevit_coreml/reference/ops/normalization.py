@@ -1,0 +1,50 @@
+"""Normalizations."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Ints = tuple[int, ...]
+
+
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    """x: (N, C, *D), statistics (C,)."""
+    return F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
+
+
+def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
+    """x: (N, C, *D), over D."""
+    return F.instance_norm(x, weight=gamma, bias=beta, eps=epsilon)
+
+
+def layer_norm(
+    x: Tensor, axes: Ints = (), gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
+) -> Tensor:
+    """Over `axes`, all where none are given; gamma and beta have the shape of these axes."""
+    rank = x.dim()
+    axes = tuple(sorted(axis % rank for axis in axes)) or tuple(range(rank))
+    shape = [x.shape[axis] for axis in axes]
+    if axes == tuple(range(rank - len(axes), rank)):
+        return F.layer_norm(x, shape, gamma, beta, epsilon)
+    centred = x - x.mean(axes, keepdim=True)
+    normed = centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+    affine_shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    if gamma is not None:
+        normed = normed * gamma.view(affine_shape)
+    return normed if beta is None else normed + beta.view(affine_shape)
+
+
+def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Divided by the root of the sum of squares over the last three dimensions, plus epsilon."""
+    return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x: (N, C, *D), across neighbouring channels."""
+    return F.local_response_norm(x, size, alpha, beta, k)

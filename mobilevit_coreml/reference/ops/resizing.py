@@ -1,0 +1,244 @@
+"""Resizing, cropping and resampling of the last two dimensions."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilevit_coreml.errors import UnsupportedError
+
+Ints = tuple[int, ...]
+
+SAMPLING_MODES = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
+
+
+def upsample_bilinear(
+    x: Tensor,
+    scale_factor_height: float = 1.0,
+    scale_factor_width: float = 1.0,
+    align_corners: bool = True,
+    half_pixel_centers: bool | None = None,
+) -> Tensor:
+    """By factors; without align_corners pixels are taken at their centres, unless half_pixel_centers says no."""
+    size = _scaled(x, scale_factor_height, scale_factor_width)
+    if align_corners:
+        mode = "STRICT_ALIGN_CORNERS"
+    else:
+        mode = "DEFAULT" if half_pixel_centers is False else "UNALIGN_CORNERS"
+    return _bilinear(x, size, mode)
+
+
+def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
+    return resize_nearest_neighbor(x, *_scaled(x, scale_factor_height, scale_factor_width))
+
+
+def resize_bilinear(
+    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
+) -> Tensor:
+    return _bilinear(x, (target_size_height, target_size_width), sampling_mode)
+
+
+def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
+    for axis, size in ((-2, target_size_height), (-1, target_size_width)):
+        places = (torch.arange(size) * (x.shape[axis] / size)).long().clamp(max=x.shape[axis] - 1)
+        x = x.index_select(axis, places)
+    return x
+
+
+def resize(
+    x: Tensor,
+    shape: Ints,
+    resized_dims: int,
+    interpolation_mode: str = "LINEAR",
+    sampling_mode: str = "DEFAULT",
+) -> Tensor:
+    """The last resized_dims dimensions to those of `shape`, where 0 keeps one (iOS17)."""
+    sizes = [size or old for size, old in zip(shape[-resized_dims:], x.shape[-resized_dims:], strict=True)]
+    for axis, size in enumerate(sizes, start=x.dim() - resized_dims):
+        if interpolation_mode == "NEAREST_NEIGHBOR":
+            x = x.index_select(axis, _nearest(x.shape[axis], size, sampling_mode))
+        elif interpolation_mode == "LINEAR":
+            x = _linear(x, axis, _grid(x.shape[axis], size, sampling_mode))
+        else:
+            raise UnsupportedError(
+                f"interpolation_mode: expected LINEAR or NEAREST_NEIGHBOR, got {interpolation_mode!r}"
+            )
+    return x
+
+
+def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
+    """Without the first and last rows and columns."""
+    (top, bottom), (left, right) = crop_height, crop_width
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
+def crop_resize(
+    x: Tensor,
+    roi: Tensor | None = None,
+    target_height: int = 1,
+    target_width: int = 1,
+    normalized_coordinates: bool = False,
+    spatial_scale: float = 1.0,
+    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
+    sampling_mode: str = "DEFAULT",
+    boxes: Tensor | None = None,
+    box_indices: Tensor | None = None,
+    pad_value: float = 0.0,
+) -> Tensor:
+    """Boxes of x, each resized: iOS15 by `roi` (N, 1, 4 or 5, 1, 1), iOS17 by `boxes` (N, 4) and `box_indices`.
+
+    iOS15 returns (N, B or 1, C, h, w), iOS17 (N, C, h, w).
+    """
+    if boxes is not None:
+        indices = box_indices.tolist() if box_indices is not None else [0] * boxes.shape[0]
+        corners = boxes
+    elif roi is not None:
+        flat = roi.reshape(roi.shape[0], -1)
+        indices = flat[:, 0].long().tolist() if flat.shape[1] == 5 else None
+        corners = flat[:, -4:]
+    else:
+        raise UnsupportedError("crop_resize: expected roi or boxes, got neither")
+    crops = []
+    for number, box in enumerate((corners * spatial_scale).tolist()):
+        image = x if indices is None else x[indices[number]][None]
+        top, left, bottom, right = _corners(box, box_coordinate_mode)
+        if normalized_coordinates:
+            top, bottom = top * (x.shape[-2] - 1), bottom * (x.shape[-2] - 1)
+            left, right = left * (x.shape[-1] - 1), right * (x.shape[-1] - 1)
+        image = _linear(image, 2, _box_grid(top, bottom, target_height, sampling_mode), pad_value)
+        crops.append(_linear(image, 3, _box_grid(left, right, target_width, sampling_mode), pad_value))
+    stacked = torch.stack(crops)
+    return stacked.squeeze(1) if boxes is not None else stacked
+
+
+def resample(
+    x: Tensor,
+    coordinates: Tensor,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: float,
+    coordinates_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """x: (N, C, H, W) at coordinates (N, h, w, 2), each (x, y)."""
+    size = torch.tensor([x.shape[3], x.shape[2]], dtype=torch.float32)
+    points = coordinates.float()
+    if coordinates_mode == "unnormalized":
+        places = points
+    elif coordinates_mode == "normalized_minus_one_to_one":
+        places = (points + 1) / 2 * (size - 1) if align_corners else ((points + 1) * size - 1) / 2
+    elif coordinates_mode == "normalized_zero_to_one":
+        places = points * (size - 1) if align_corners else points * size - 0.5
+    else:
+        raise UnsupportedError(f"coordinates_mode: got {coordinates_mode!r}, which is not implemented")
+    grid = 2 * places / (size - 1).clamp(min=1) - 1  # as torch has it with align_corners
+    torch_padding = {"constant": "zeros", "border": "border", "reflection": "reflection"}.get(padding_mode)
+    if torch_padding is None or sampling_mode not in ("bilinear", "nearest"):
+        raise UnsupportedError(f"padding_mode {padding_mode!r}, sampling_mode {sampling_mode!r}: not implemented")
+    shifted = x - padding_value if padding_mode == "constant" else x
+    sampled = F.grid_sample(shifted, grid, sampling_mode, torch_padding, align_corners=True)
+    return sampled + padding_value if padding_mode == "constant" else sampled
+
+
+def affine(
+    x: Tensor,
+    transform_matrix: Tensor,
+    output_height: int,
+    output_width: int,
+    sampling_mode: str,
+    padding_mode: str,
+    padding_value: float,
+    coordinates_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """`resample` at the places a (N, 6) matrix maps the output's to."""
+    if coordinates_mode != "normalized_minus_one_to_one":
+        raise UnsupportedError(f"coordinates_mode: expected normalized_minus_one_to_one, got {coordinates_mode!r}")
+    matrices = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], -1, -1)
+    grid = F.affine_grid(matrices, [x.shape[0], x.shape[1], output_height, output_width], align_corners)
+    return resample(x, grid, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
+
+
+def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
+    return math.floor(x.shape[-2] * height + 1e-4), math.floor(x.shape[-1] * width + 1e-4)
+
+
+def _bilinear(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if x.dim() == 4 and mode in ("STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):  # torch has these two itself
+        return F.interpolate(x, size, mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
+    for axis, target in ((-2, size[0]), (-1, size[1])):
+        x = _linear(x, x.dim() + axis, _grid(x.shape[axis], target, mode))
+    return x
+
+
+def _grid(size: int, target: int, mode: str) -> Tensor:
+    """Where the target's pixels lie among the source's, as the specification of resize_bilinear has it."""
+    index = torch.arange(target, dtype=torch.float64)
+    if mode == "STRICT_ALIGN_CORNERS" or (mode == "ALIGN_CORNERS" and target > 1):
+        grid = index * ((size - 1) / max(target - 1, 1))
+    elif mode == "ALIGN_CORNERS":
+        grid = torch.full((1,), (size - 1) / 2, dtype=torch.float64)
+    elif mode == "DEFAULT":
+        grid = index * ((size - size / target) / max(target - 1, 1))
+    elif mode == "OFFSET_CORNERS":
+        delta = max(1, size - 1) / target
+        grid = 0.5 * delta + index * delta
+    elif mode == "UNALIGN_CORNERS":
+        grid = (index + 0.5) * (size / target) - 0.5
+    else:
+        raise UnsupportedError(f"sampling_mode: expected one of {', '.join(SAMPLING_MODES)}, got {mode!r}")
+    return grid.clamp(0, size - 1)
+
+
+def _nearest(size: int, target: int, mode: str) -> Tensor:
+    if mode == "DEFAULT":
+        return (torch.arange(target) * (size / target)).long().clamp(max=size - 1)
+    return (_grid(size, target, mode) + 0.5).floor().long().clamp(max=size - 1)
+
+
+def _box_grid(start: float, end: float, target: int, mode: str) -> Tensor:
+    """Where a box's pixels lie: the modes of resize_bilinear, for a source that begins at `start`."""
+    length = end - start
+    index = torch.arange(target, dtype=torch.float64)
+    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
+        if target == 1 and mode == "ALIGN_CORNERS":
+            return torch.full((1,), start + length / 2, dtype=torch.float64)
+        return start + index * (length / max(target - 1, 1))
+    if mode == "DEFAULT":
+        size = length + 1
+        return start + index * ((size - size / target) / max(target - 1, 1))
+    if mode == "OFFSET_CORNERS":
+        delta = max(1.0, length) / target
+        return start + 0.5 * delta + index * delta
+    if mode == "UNALIGN_CORNERS":
+        return start + (index + 0.5) * ((length + 1) / target) - 0.5
+    raise UnsupportedError(f"sampling_mode: expected one of {', '.join(SAMPLING_MODES)}, got {mode!r}")
+
+
+def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) -> Tensor:
+    """x at fractional places along an axis; places past an end take the edge's value, or `outside`."""
+    size = x.shape[axis]
+    inside = grid.clamp(0, size - 1)
+    low = inside.floor().long()
+    high = (low + 1).clamp(max=size - 1)
+    shape = [-1 if i == axis else 1 for i in range(x.dim())]
+    weight = (inside - low).to(torch.float32).view(shape)
+    y = torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)
+    if outside is not None:
+        y = torch.where(((grid < 0) | (grid > size - 1)).view(shape), torch.tensor(outside), y)
+    return y
+
+
+def _corners(box: list[float], mode: str) -> tuple[float, float, float, float]:
+    """(top, left, bottom, right)."""
+    a, b, c, d = box
+    if mode == "CORNERS_HEIGHT_FIRST":
+        return a, b, c, d
+    if mode == "CORNERS_WIDTH_FIRST":
+        return b, a, d, c
+    if mode == "CENTER_SIZE_HEIGHT_FIRST":
+        return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    if mode == "CENTER_SIZE_WIDTH_FIRST":
+        return b - d / 2, a - c / 2, b + d / 2, a + c / 2
+    raise UnsupportedError(f"box_coordinate_mode: got {mode!r}, which is not implemented")

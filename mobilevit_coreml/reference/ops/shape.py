@@ -1,0 +1,249 @@
+"""Operations that move, cut, join and repeat values without changing them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobilevit_coreml.errors import UnsupportedError
+
+Ints = tuple[int, ...]
+Bools = tuple[bool, ...]
+
+
+def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
+    """Zero outside a band around the diagonal of the last two dimensions; negative keeps that whole side."""
+    if upper >= 0:
+        x = x.tril(upper)
+    return x.triu(-lower) if lower >= 0 else x
+
+
+def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> Tensor:
+    """(N*b_h*b_w, C, H, W) -> (N, C, H*b_h - crops, W*b_w - crops), place within the block outermost."""
+    height, width = block_shape
+    _, channels, rows, columns = x.shape
+    blocks = x.reshape(height, width, -1, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
+    full = blocks.reshape(-1, channels, rows * height, columns * width)
+    top, bottom, left, right = crops
+    return full[:, :, top : rows * height - bottom, left : columns * width - right]
+
+
+def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    """Along an axis; interleaved, element by element of equal tensors."""
+    if not interleave:
+        return torch.cat(values, axis)
+    axis = axis % values[0].dim()
+    return torch.stack(values, axis + 1).flatten(axis, axis + 1)
+
+
+def depth_to_space(x: Tensor, block_size: int) -> Tensor:
+    """(N, C*b*b, H, W) -> (N, C, H*b, W*b), channels innermost of a block's places."""
+    batch, channels, rows, columns = x.shape
+    blocks = x.reshape(batch, block_size, block_size, -1, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    return blocks.reshape(batch, channels // block_size**2, rows * block_size, columns * block_size)
+
+
+def expand_dims(x: Tensor, axes: Ints) -> Tensor:
+    """A dimension of one at each of the axes of the result."""
+    rank = x.dim() + len(axes)
+    for axis in sorted(axis % rank for axis in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
+    value = torch.tensor(0.0) if value is None else value
+    return value.reshape(()).repeat(shape)
+
+
+def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
+    return fill(tuple(ref_tensor.shape), value)
+
+
+def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
+    """The dimensions before the axis, and those from it on, each as one."""
+    axis = axis + x.dim() if axis < 0 else axis
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    """The last len(pad)/2 dimensions, (before, after) each."""
+    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    while pairs and pairs[0] == (0, 0):
+        pairs = pairs[1:]
+    if not pairs:
+        return x
+    amounts = [amount for pair in reversed(pairs) for amount in pair]
+    if mode == "constant":
+        return F.pad(x, amounts, value=constant_val)
+    if mode not in ("reflect", "replicate"):
+        raise UnsupportedError(f"mode: expected constant, reflect or replicate, got {mode!r}")
+    for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
+        size = x.shape[axis]
+        index = torch.arange(-before, size + after)
+        if mode == "replicate":
+            index = index.clamp(0, size - 1)
+        else:
+            index = (size - 1) - ((size - 1) - index.abs()).abs()
+        x = x.index_select(axis, index)
+    return x
+
+
+def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
+    return F.pixel_shuffle(x, upscale_factor)
+
+
+def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
+    return F.pixel_unshuffle(x, downscale_factor)
+
+
+def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
+    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
+
+
+def reshape(x: Tensor, shape: Ints) -> Tensor:
+    """-1 is what is left; 0 keeps a dimension, counted from the right where the ranks differ (iOS17)."""
+    if 0 in shape:
+        shift = x.dim() - len(shape)
+        shape = tuple(size or (x.shape[axis + shift] if axis + shift >= 0 else 1) for axis, size in enumerate(shape))
+    return x.reshape(shape)
+
+
+def reshape_like(x: Tensor, ref_tensors: list[Tensor], begins: Ints, ends: Ints, end_masks: Bools) -> Tensor:
+    """To the dimensions begin to end of each reference tensor, one after the other."""
+    shape: list[int] = []
+    for tensor, begin, end, to_end in zip(ref_tensors, begins, ends, end_masks, strict=True):
+        shape += tensor.shape[begin:] if to_end else tensor.shape[begin:end]
+    return x.reshape(shape)
+
+
+def reverse(x: Tensor, axes: Ints = ()) -> Tensor:
+    return x.flip(axes or tuple(range(x.dim())))
+
+
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
+    """The first lengths[i] elements of slice i, backwards."""
+    parts = []
+    for index, length in enumerate(lengths.tolist()):
+        part = x.select(batch_axis, index).unsqueeze(batch_axis)
+        head, tail = part.split([length, part.shape[seq_axis] - length], seq_axis)
+        parts.append(torch.cat([head.flip(seq_axis), tail], seq_axis))
+    return torch.cat(parts, batch_axis)
+
+
+def shape(x: Tensor) -> Tensor:
+    return torch.tensor(x.shape, dtype=torch.int32)
+
+
+def slice_by_index(
+    x: Tensor,
+    begin: Ints,
+    end: Ints,
+    stride: Ints = (),
+    begin_mask: Bools = (),
+    end_mask: Bools = (),
+    squeeze_mask: Bools = (),
+) -> Tensor:
+    """x[begin:end:stride, …]; a mask's True ignores begin or end, or takes the one index and drops the dimension."""
+    for axis, index in _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask):
+        x = x.narrow(axis, index.start, index.stop - index.start) if index.step == 1 else _strided(x, axis, index)
+    return x.squeeze([axis for axis, drop in enumerate(squeeze_mask) if drop]) if any(squeeze_mask) else x
+
+
+def slice_update(
+    x: Tensor,
+    update: Tensor,
+    begin: Ints,
+    end: Ints,
+    stride: Ints = (),
+    begin_mask: Bools = (),
+    end_mask: Bools = (),
+    squeeze_mask: Bools = (),
+) -> Tensor:
+    """x with the slice that `slice_by_index` would take replaced."""
+    places = torch.arange(x.numel()).view(x.shape)
+    places = slice_by_index(places, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    result = x.clone().flatten()
+    result[places.flatten()] = update.broadcast_to(places.shape).flatten()
+    return result.view(x.shape)
+
+
+def _slices(
+    x: Tensor, begin: Ints, end: Ints, stride: Ints, begin_mask: Bools, end_mask: Bools, squeeze_mask: Bools
+) -> list[tuple[int, slice]]:
+    """The slice of each dimension that is cut, with start and stop within it."""
+    result = []
+    for axis, size in enumerate(x.shape):
+        step = stride[axis] if stride else 1
+        first: int | None = None if begin_mask and begin_mask[axis] else begin[axis]
+        last: int | None = None if end_mask and end_mask[axis] else end[axis]
+        if squeeze_mask and squeeze_mask[axis]:
+            start = begin[axis] % size
+            result.append((axis, slice(start, start + 1, 1)))
+            continue
+        start, stop, step = slice(first, last, step).indices(size)
+        if (start, stop, step) != (0, size, 1):
+            result.append((axis, slice(start, max(stop, start) if step > 0 else stop, step)))
+    return result
+
+
+def _strided(x: Tensor, axis: int, index: slice) -> Tensor:
+    places = torch.arange(index.start, index.stop, index.step)
+    return x.index_select(axis, places)
+
+
+def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
+    """`size` elements from `begin` on; -1 is all that are left."""
+    for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
+        start = start % x.shape[axis] if x.shape[axis] else 0
+        x = x.narrow(axis, start, x.shape[axis] - start if count == -1 else count)
+    return x
+
+
+def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
+    """All windows along an axis, the window's own dimension behind it."""
+    axis = axis % x.dim()
+    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
+
+
+def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) -> Tensor:
+    """(N, C, H, W), padded with zeros -> (N*b_h*b_w, C, H/b_h, W/b_w), place within the block outermost."""
+    height, width = block_shape
+    top, bottom, left, right = paddings
+    if any(paddings):
+        x = F.pad(x, (left, right, top, bottom))
+    batch, channels, rows, columns = x.shape
+    blocks = x.reshape(batch, channels, rows // height, height, columns // width, width).permute(3, 5, 0, 1, 2, 4)
+    return blocks.reshape(-1, channels, rows // height, columns // width)
+
+
+def space_to_depth(x: Tensor, block_size: int) -> Tensor:
+    """(N, C, H, W) -> (N, C*b*b, H/b, W/b), channels innermost of a block's places."""
+    batch, channels, rows, columns = x.shape
+    blocks = x.reshape(batch, channels, rows // block_size, block_size, columns // block_size, block_size)
+    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows // block_size, columns // block_size)
+
+
+def split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Ints = ()) -> tuple[Tensor, ...]:
+    """Into parts of the sizes given, or of equal sizes."""
+    if split_sizes:
+        return x.split(list(split_sizes), axis)
+    return x.split(x.shape[axis] // num_splits, axis)
+
+
+def squeeze(x: Tensor, axes: Ints = ()) -> Tensor:
+    """Without the dimensions of one among the axes, or without all of them."""
+    return x.squeeze(list(axes)) if axes else x.squeeze()
+
+
+def stack(values: list[Tensor], axis: int) -> Tensor:
+    return torch.stack(values, axis)
+
+
+def tile(x: Tensor, reps: Ints) -> Tensor:
+    return x.repeat(reps)
+
+
+def transpose(x: Tensor, perm: Ints) -> Tensor:
+    return x.permute(perm)

@@ -1,0 +1,252 @@
+"""The package on disk, read into plain values: features, functions, operations with their constants decoded."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilevit_coreml._coremltools import ct
+from mobilevit_coreml.errors import PackageError, UnsupportedError
+from mobilevit_coreml.reference.constants import (
+    Weights,
+    decode,
+    decode_array,
+    evaluate_constexpr,
+    is_numeric,
+    to_tensor,
+    type_of,
+)
+
+MAX_SPECIFICATION_BYTES = 512 * 1024**2
+MODEL_DIRECTORY = ("Data", "com.apple.CoreML")  # where coremltools puts program and weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """An input or output as the package declares it.
+
+    `kind` is image, array, label or probabilities. `shape` is an array's, or an image's (height,
+    width). `dtype` is an array's or an image's element type in numpy's words, a label's or
+    probabilities' key type (str or int64). `color_layout` is an image's: RGB, BGR, GRAYSCALE or
+    GRAYSCALE_FLOAT16. Flexible inputs have `other_shapes`, or a `shape_range` of (least, greatest) for each
+    dimension, greatest -1 where it is open.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    color_layout: str | None = None
+    optional: bool = False
+    other_shapes: tuple[tuple[int, ...], ...] = ()
+    shape_range: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A value by name: a function's input, or an earlier operation's output."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation; `inputs` has a Ref, a constant or a list of these for each parameter that is given."""
+
+    type: str
+    name: str
+    inputs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" for what is no tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function of the program, its operations in the order of execution, constants apart."""
+
+    name: str
+    opset: str  # CoreML5 is iOS15's, CoreML6 iOS16's, …
+    inputs: Mapping[str, str]  # name to data type
+    constants: Mapping[str, Any]
+    operations: tuple[Operation, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """What the evaluator needs of a package."""
+
+    inputs: Mapping[str, Feature]
+    outputs: Mapping[str, Feature]
+    function: Function
+    metadata: Mapping[str, str]  # user-defined
+
+
+def read_package(path: Path, function_name: str | None = None) -> Package:
+    """One function of a package, the default one unless named.
+
+    Raises PackageError where there is no such package or function, or it is damaged;
+    UnsupportedError where it has parts that are not implemented.
+    """
+    specification = read_specification(path)
+    functions = specification.mlProgram.functions
+    description = specification.description
+    names = [entry.name for entry in description.functions] or list(functions)
+    name = function_name or description.defaultFunctionName or "main"
+    if name not in functions:
+        raise PackageError(
+            f"package {path}: expected a function called {name}, got {', '.join(names) or 'none'}; choose one of these"
+        )
+    features = next((entry for entry in description.functions if entry.name == name), description)
+    weights = Weights(path.joinpath(*MODEL_DIRECTORY))
+    try:
+        function = _read_function(name, functions[name], weights)
+    except PackageError as error:
+        raise type(error)(f"package {path}: {error}") from None
+    return Package(
+        {feature.name: _read_feature(feature) for feature in features.input},
+        {feature.name: _read_feature(feature) for feature in features.output},
+        function,
+        dict(description.metadata.userDefined),
+    )
+
+
+def read_specification(path: Path) -> Any:
+    """A package's Model protobuf; raises PackageError where there is none with an ML Program."""
+    if not path.exists():
+        raise PackageError(f"package {path}: expected a .mlpackage directory, got nothing there; check the path")
+    try:
+        program = path.joinpath(*MODEL_DIRECTORY, "model.mlmodel") if path.is_dir() else path
+        if program.is_file() and program.stat().st_size > MAX_SPECIFICATION_BYTES:
+            raise PackageError(f"a specification of {program.stat().st_size} bytes")
+        specification = ct.utils.load_spec(str(path))
+    except Exception as error:  # coremltools passes on whatever its C++ parts and protobuf raise
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise PackageError(
+            f"package {path}: expected a Core ML package, got a damaged or different thing ({reason}); "
+            "convert or copy it again"
+        ) from None
+    kind = specification.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise PackageError(
+            f"package {path}: expected an ML Program, got {kind or 'an empty specification'}; "
+            "convert with convert_to='mlprogram' and a target of iOS15 or later"
+        )
+    return specification
+
+
+def _read_function(name: str, function: Any, weights: Weights) -> Function:
+    block = function.block_specializations.get(function.opset)
+    if block is None:
+        raise PackageError(f"function {name}: expected a block for {function.opset}, got none; the package is damaged")
+    constants: dict[str, Any] = {}  # numbers as numpy arrays, as stored
+    operations = []
+    for entry in block.operations:
+        if entry.type == "const":
+            value = entry.attributes["val"]
+            constants[entry.outputs[0].name] = (
+                decode_array(value, weights) if is_numeric(value) else decode(value, weights)
+            )
+        elif entry.type.startswith("constexpr_"):
+            arrays = evaluate_constexpr(entry.type, _constexpr_arguments(entry, weights, constants))
+            constants.update({output.name: array for output, array in zip(entry.outputs, arrays, strict=True)})
+        else:
+            operations.append(_read_operation(entry, weights))
+    used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
+    return Function(
+        name,
+        function.opset,
+        {entry.name: type_of(entry.type)[0] for entry in function.inputs},
+        {
+            key: to_tensor(value) if isinstance(value, np.ndarray) else value
+            for key, value in constants.items()
+            if key in used
+        },
+        tuple(operations),
+        tuple(block.outputs),
+    )
+
+
+def references(operation: Operation) -> Iterator[Ref]:
+    """The values an operation reads by name."""
+    for argument in operation.inputs.values():
+        for binding in argument if isinstance(argument, list) else [argument]:
+            if isinstance(binding, Ref):
+                yield binding
+
+
+def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    # iOS16 keeps them in attributes, iOS18 in inputs
+    arguments: dict[str, Any] = {}
+    for name, value in entry.attributes.items():
+        if name != "name":
+            arguments[name] = decode_array(value, weights) if is_numeric(value) else decode(value, weights)
+    for name, argument in entry.inputs.items():
+        (binding,) = argument.arguments
+        if binding.WhichOneof("binding") == "value":
+            arguments[name] = decode_array(binding.value, weights)
+        elif binding.name in arrays:
+            arguments[name] = arrays[binding.name]
+        else:
+            raise PackageError(f"{entry.type}: expected the constant {binding.name} before it, got none")
+    return arguments
+
+
+def _read_operation(entry: Any, weights: Weights) -> Operation:
+    name = entry.outputs[0].name if entry.outputs else entry.type
+    if entry.blocks:
+        raise UnsupportedError(f"{entry.type} '{name}': control flow is not implemented by the reference evaluator")
+    inputs: dict[str, Any] = {}
+    for parameter, argument in entry.inputs.items():
+        bindings = [
+            Ref(binding.name) if binding.WhichOneof("binding") == "name" else decode(binding.value, weights)
+            for binding in argument.arguments
+        ]
+        inputs[parameter] = bindings[0] if len(bindings) == 1 else bindings
+    return Operation(
+        entry.type,
+        name,
+        inputs,
+        tuple(output.name for output in entry.outputs),
+        tuple(type_of(output.type)[0] for output in entry.outputs),
+    )
+
+
+_ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
+
+
+def _read_feature(feature: Any) -> Feature:
+    kind = feature.type.WhichOneof("Type")
+    optional = feature.type.isOptional
+    if kind == "imageType":
+        return _read_image(feature.name, feature.type.imageType, optional)
+    if kind == "multiArrayType":
+        return _read_array(feature.name, feature.type.multiArrayType, optional)
+    if kind in ("stringType", "int64Type"):
+        return Feature(feature.name, "label", dtype="str" if kind == "stringType" else "int64")
+    if kind == "dictionaryType":
+        keys = feature.type.dictionaryType.WhichOneof("KeyType")
+        return Feature(feature.name, "probabilities", dtype="str" if keys == "stringKeyType" else "int64")
+    raise UnsupportedError(f"feature {feature.name}: expected an image, an array or a class, got {kind}")
+
+
+def _read_image(name: str, image: Any, optional: bool) -> Feature:
+    layout = image.ColorSpace.Name(image.colorSpace)
+    sizes = tuple((int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes)
+    limits: tuple[tuple[int, int], ...] = ()
+    if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
+        height, width = image.imageSizeRange.heightRange, image.imageSizeRange.widthRange
+        limits = tuple((int(side.lowerBound), int(side.upperBound)) for side in (height, width))
+    dtype = "float16" if layout == "GRAYSCALE_FLOAT16" else "uint8"
+    return Feature(name, "image", (int(image.height), int(image.width)), dtype, layout, optional, sizes, limits)
+
+
+def _read_array(name: str, array: Any, optional: bool) -> Feature:
+    shapes = tuple(tuple(int(size) for size in shape.shape) for shape in array.enumeratedShapes.shapes)
+    limits: tuple[tuple[int, int], ...] = ()
+    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
+        limits = tuple((int(side.lowerBound), int(side.upperBound)) for side in array.shapeRange.sizeRanges)
+    dtype = _ARRAY_TYPES.get(array.dataType, "float32")
+    return Feature(name, "array", tuple(int(size) for size in array.shape), dtype, None, optional, shapes, limits)
