@@ -1,4 +1,7 @@
-"""Runs a saved Core ML package on any machine: package -> program -> operations -> outputs. Knows nothing of MobileViT."""
+"""Runs a saved Core ML package on any machine: package -> program -> operations -> outputs.
+
+Knows nothing of MobileViT.
+"""
 
 from mobilevit_coreml.reference.evaluator import ReferenceEvaluator
 from mobilevit_coreml.reference.ops import OPERATIONS

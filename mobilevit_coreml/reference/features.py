@@ -15,7 +15,7 @@ MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
 
 
 def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The program's inputs: pictures as (1, C, H, W) float32 0 to 255 in the declared channel order, arrays as they are.
+    """The inputs as the program takes them: pictures (1, C, H, W), 0 to 255, in the declared channel order.
 
     Raises InputError for a missing or further input, another kind, size, mode or type, or NaN.
     """

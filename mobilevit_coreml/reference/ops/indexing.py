@@ -10,7 +10,7 @@ from mobilevit_coreml.errors import UnsupportedError
 
 
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(axis, descending=not ascending, stable=True).to(torch.int32)
+    return x.argsort(dim=axis, descending=not ascending, stable=True).to(torch.int32)
 
 
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
@@ -114,7 +114,7 @@ def topk(
 ) -> tuple[Tensor, ...]:
     """The k greatest or least values along an axis, in order, and where they were."""
     k = x.shape[axis] if k == -1 else k
-    order = x.argsort(axis, descending=not ascending, stable=True).narrow(axis, 0, k)
+    order = x.argsort(dim=axis, descending=not ascending, stable=True).narrow(axis, 0, k)
     values = x.gather(axis, order)
     return (values, order.to(torch.int32)) if return_indices else (values,)
 

@@ -22,10 +22,7 @@ def upsample_bilinear(
 ) -> Tensor:
     """By factors; without align_corners pixels are taken at their centres, unless half_pixel_centers says no."""
     size = _scaled(x, scale_factor_height, scale_factor_width)
-    if align_corners:
-        mode = "STRICT_ALIGN_CORNERS"
-    else:
-        mode = "DEFAULT" if half_pixel_centers is False else "UNALIGN_CORNERS"
+    mode = "STRICT_ALIGN_CORNERS" if align_corners else "DEFAULT" if half_pixel_centers is False else "UNALIGN_CORNERS"
     return _bilinear(x, size, mode)
 
 
@@ -90,8 +87,9 @@ def crop_resize(
 
     iOS15 returns (N, B or 1, C, h, w), iOS17 (N, C, h, w).
     """
+    indices: list[int] | None
     if boxes is not None:
-        indices = box_indices.tolist() if box_indices is not None else [0] * boxes.shape[0]
+        indices = [0] * boxes.shape[0] if box_indices is None else box_indices.tolist()
         corners = boxes
     elif roi is not None:
         flat = roi.reshape(roi.shape[0], -1)

@@ -82,10 +82,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
     for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
         size = x.shape[axis]
         index = torch.arange(-before, size + after)
-        if mode == "replicate":
-            index = index.clamp(0, size - 1)
-        else:
-            index = (size - 1) - ((size - 1) - index.abs()).abs()
+        index = index.clamp(0, size - 1) if mode == "replicate" else size - 1 - (size - 1 - index.abs()).abs()
         x = x.index_select(axis, index)
     return x
 
