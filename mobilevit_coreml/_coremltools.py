@@ -17,6 +17,9 @@ try:
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+    from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
+    from coremltools.converters.mil.mil.passes.pass_registry import register_pass
+    from coremltools.converters.mil.mil.scope import ScopeSource
     from coremltools.libmilstoragepython import _BlobStorageReader as BlobStorageReader
 finally:
     _logger.removeFilter(_drop)
@@ -33,4 +36,13 @@ def without_progress_bars() -> Iterator[None]:
         tqdm.__init__ = original
 
 
-__all__ = ["BlobStorageReader", "ct", "mb", "register_torch_op", "without_progress_bars"]
+__all__ = [
+    "AbstractGraphPass",
+    "BlobStorageReader",
+    "ScopeSource",
+    "ct",
+    "mb",
+    "register_pass",
+    "register_torch_op",
+    "without_progress_bars",
+]

@@ -1,14 +1,23 @@
 """From a PyTorch model to an ML Program in memory: trace it, and let coremltools translate the trace."""
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml._coremltools import ct, mb, register_torch_op, without_progress_bars
+from mobilevit_coreml._coremltools import (
+    AbstractGraphPass,
+    ScopeSource,
+    ct,
+    mb,
+    register_pass,
+    register_torch_op,
+    without_progress_bars,
+)
 from mobilevit_coreml.checkpoints.download import PUBLISHED
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.model import ImageClassifier
@@ -64,6 +73,7 @@ def classifier_program(
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=PRECISIONS[precision],
+            pass_pipeline=_pipeline(),
             skip_model_load=True,  # loading can abort a Mac's process, and means nothing elsewhere
         )
 
@@ -113,6 +123,49 @@ def count_operations(program: Any) -> int:
     function = program.get_spec().mlProgram.functions["main"]
     (block,) = function.block_specializations.values()
     return sum(operation.type != "const" for operation in block.operations)
+
+
+def _pipeline() -> Any:
+    pipeline = ct.PassPipeline()
+    pipeline.append_pass(f"{NAMESPACE}::name_by_module")
+    return pipeline
+
+
+@register_pass(namespace=NAMESPACE, override=True)  # type: ignore[untyped-decorator]
+class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # passes are called as they are named
+    """Name every operation after the PyTorch module it comes from, `backbone_stage3_1_local_conv`.
+
+    The name is the module's path, its dots as underscores; where a module has several operations,
+    its kind is added, and a number if need be. Instruments, Core ML's compute plans and the reference
+    evaluator show these names.
+    """
+
+    def apply(self, program: Any) -> None:
+        """Rename in place."""
+        function = program.functions["main"]
+        taken = {var.name for var in (*function.inputs.values(), *function.outputs)}
+        operations = [op for op in function.operations if not taken & {var.name for var in op.outputs}]
+        paths = {op: _module_path(op) for op in operations if op.op_type != "const"}
+        for op, path in paths.items():
+            alone = sum(other[: len(path)] == path for other in paths.values()) == 1
+            stem = "_".join(path if path and alone else (*path, op.op_type))
+            name = next(name for name in _numbered(stem) if name not in taken)
+            taken.add(name)
+            op.name = name
+            for index, var in enumerate(op.outputs):
+                var.name = name if len(op.outputs) == 1 else f"{name}_{index}"
+
+
+def _module_path(op: Any) -> tuple[str, ...]:
+    """Path of the module in the model, () for what belongs to none; coremltools adds the value's own name to it."""
+    scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
+    return tuple(scopes[1:-1]) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in itertools.count(2):
+        yield f"{stem}_{number}"
 
 
 # The operators of model/ops.py, in MIL.

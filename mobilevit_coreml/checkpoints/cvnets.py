@@ -10,7 +10,7 @@ CVNETS = Naming(
     renames=(
         (r"^backbone\.stem\.", "conv_1.block."),
         (r"^backbone\.expand\.", "conv_1x1_exp.block."),
-        *((rf"^backbone\.stages\.{stage}\.", f"layer_{stage + 1}.") for stage in range(5)),
+        (r"^backbone\.stage", "layer_"),
         (r"\.expand\.", ".block.exp_1x1.block."),
         (r"\.depthwise\.", ".block.conv_3x3.block."),
         (r"\.reduce\.", ".block.red_1x1.block."),
@@ -24,10 +24,7 @@ CVNETS = Naming(
         (r"\.mlp_in\.", ".pre_norm_ffn.1."),
         (r"\.mlp_out\.", ".pre_norm_ffn.4."),
         # the norm after the transformer is the last entry of the same list
-        *(
-            (rf"^layer_{stage}\.1\.layer_norm\.", f"layer_{stage}.1.global_rep.{depth}.")
-            for stage, depth in enumerate(DEPTHS, start=3)
-        ),
+        *((rf"^layer_{stage}\.1\.layer_norm\.", f"layer_{stage}.1.global_rep.{n}.") for stage, n in DEPTHS.items()),
         (r"\.project_out\.", ".conv_proj.block."),
         (r"\.fusion\.", ".fusion.block."),
         (r"\.batch_norm\.", ".norm."),

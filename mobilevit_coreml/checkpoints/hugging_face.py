@@ -9,9 +9,10 @@ HUGGING_FACE = Naming(
     channel_order="BGR",
     renames=(
         (r"^backbone\.stem\.", "conv_stem."),
-        (r"^backbone\.stages\.([01])\.(\d+)\.", r"encoder.layer.\1.layer.\2."),
-        (r"^backbone\.stages\.([234])\.0\.", r"encoder.layer.\1.downsampling_layer."),
-        (r"^backbone\.stages\.([234])\.1\.", r"encoder.layer.\1."),
+        *((rf"^backbone\.stage{stage}\.", f"encoder.layer.{stage - 1}.") for stage in range(1, 6)),
+        (r"^encoder\.layer\.([01])\.", r"encoder.layer.\1.layer."),
+        (r"^encoder\.layer\.([234])\.0\.", r"encoder.layer.\1.downsampling_layer."),
+        (r"^encoder\.layer\.([234])\.1\.", r"encoder.layer.\1."),
         (r"^backbone\.expand\.", "conv_1x1_exp."),
         (r"\.expand\.", ".expand_1x1."),
         (r"\.depthwise\.", ".conv_3x3."),

@@ -84,15 +84,16 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConf
 
     nearest = max(VARIANTS.values(), key=fit)
     necks = nearest.neck_hidden_sizes
-    stages = [size(f"backbone.stages.{i}.0.reduce.conv.weight", 0, necks[i + 1]) for i in range(5)]
+    stages = [size(f"backbone.stage{i}.0.reduce.conv.weight", 0, necks[i]) for i in range(1, 6)]
     hidden = [
-        size(f"backbone.stages.{i + 2}.1.layer_norm.weight", 0, width) for i, width in enumerate(nearest.hidden_sizes)
+        size(f"backbone.stage{i}.1.layer_norm.weight", 0, width)
+        for i, width in enumerate(nearest.hidden_sizes, start=3)
     ]
     stem = size("backbone.stem.conv.weight", 0, necks[0])
-    widened = size("backbone.stages.0.0.expand.conv.weight", 0, round(stem * nearest.expand_ratio))
-    mlp = size("backbone.stages.2.1.layers.0.mlp_in.bias", 0, int(hidden[0] * nearest.mlp_ratio))
+    widened = size("backbone.stage1.0.expand.conv.weight", 0, round(stem * nearest.expand_ratio))
+    mlp = size("backbone.stage3.1.layers.0.mlp_in.bias", 0, int(hidden[0] * nearest.mlp_ratio))
     classes = size("classifier.weight", 0, nearest.num_labels)
-    qkv_biases = naming.source_keys("backbone.stages.2.1.layers.0.attention.qkv.bias")
+    qkv_biases = naming.source_keys("backbone.stage3.1.layers.0.attention.qkv.bias")
     return dataclasses.replace(
         nearest,
         num_channels=size("backbone.stem.conv.weight", 1, nearest.num_channels),
@@ -100,7 +101,7 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConf
         hidden_sizes=tuple(hidden),
         expand_ratio=widened / max(stem, 1),
         mlp_ratio=mlp / max(hidden[0], 1),
-        conv_kernel_size=size("backbone.stages.2.1.local.conv.weight", 3, nearest.conv_kernel_size),
+        conv_kernel_size=size("backbone.stage3.1.local.conv.weight", 3, nearest.conv_kernel_size),
         qkv_bias=any(key in tensors for key in qkv_biases),
         id2label=nearest.id2label if classes == nearest.num_labels else placeholder_labels(classes),
     )

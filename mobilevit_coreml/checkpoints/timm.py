@@ -9,7 +9,7 @@ TIMM = Naming(
     renames=(
         (r"^backbone\.stem\.", "stem."),
         (r"^backbone\.expand\.", "final_conv."),
-        (r"^backbone\.stages\.", "stages."),
+        *((rf"^backbone\.stage{stage}\.", f"stages.{stage - 1}.") for stage in range(1, 6)),
         (r"\.expand\.", ".conv1_1x1."),
         (r"\.depthwise\.", ".conv2_kxk."),
         (r"\.reduce\.", ".conv3_1x1."),

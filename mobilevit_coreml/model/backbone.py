@@ -9,8 +9,8 @@ from mobilevit_coreml.model.block import MobileViTBlock
 from mobilevit_coreml.model.layers import ConvLayer, InvertedResidual
 
 STEM_KERNEL = 3
-BLOCKS = (1, 3)  # inverted residuals in stages 1 and 2
-DEPTHS = (2, 4, 3)  # transformer layers in stages 3, 4 and 5
+BLOCKS = {1: 1, 2: 3}  # inverted residuals in stages 1 and 2
+DEPTHS = {3: 2, 4: 4, 5: 3}  # transformer layers in stages 3, 4 and 5
 
 
 class Features(NamedTuple):
@@ -32,34 +32,30 @@ class Backbone(nn.Module):
         super().__init__()
         necks, activation = config.neck_hidden_sizes, config.hidden_act
         self.stem = ConvLayer(config.num_channels, necks[0], STEM_KERNEL, activation, stride=2)
-        self.stages = nn.ModuleList(nn.Sequential(*_stage(config, index, attention)) for index in range(len(necks) - 2))
+        self.stage1 = _stage(config, 1, attention)
+        self.stage2 = _stage(config, 2, attention)
+        self.stage3 = _stage(config, 3, attention)
+        self.stage4 = _stage(config, 4, attention)
+        self.stage5 = _stage(config, 5, attention)
         self.expand = ConvLayer(necks[5], necks[6], 1, activation) if expand else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Features:
         x = self.stem(pixels)
         hidden_states = []
-        for stage in self.stages:
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4, self.stage5):
             x = stage(x)
             hidden_states.append(x)
         return Features(self.expand(x), tuple(hidden_states))
 
 
-def _stage(config: MobileViTConfig, index: int, attention: str) -> list[nn.Module]:
-    """Blocks of stage index+1: inverted residuals first, from stage 3 on one and a MobileViT block."""
-    in_channels, channels = config.neck_hidden_sizes[index : index + 2]
+def _stage(config: MobileViTConfig, number: int, attention: str) -> nn.Sequential:
+    """Inverted residuals; from stage 3 on, one of them and a MobileViT block."""
+    in_channels, channels = config.neck_hidden_sizes[number - 1 : number + 1]
     ratio, activation = config.expand_ratio, config.hidden_act
-    stride = config.stage_strides()[index]
-    first = InvertedResidual(in_channels, channels, ratio, activation, stride, config.stage_dilations()[index])
-    if index < len(BLOCKS):
-        rest = (InvertedResidual(channels, channels, ratio, activation) for _ in range(BLOCKS[index] - 1))
-        return [first, *rest]
-    transformer = index - len(BLOCKS)
-    block = MobileViTBlock(
-        config,
-        channels,
-        config.hidden_sizes[transformer],
-        DEPTHS[transformer],
-        config.stage_sizes()[index],
-        attention,
-    )
-    return [first, block]
+    stride, dilation = config.stage_strides()[number - 1], config.stage_dilations()[number - 1]
+    first = InvertedResidual(in_channels, channels, ratio, activation, stride, dilation)
+    if number in BLOCKS:
+        rest = (InvertedResidual(channels, channels, ratio, activation) for _ in range(BLOCKS[number] - 1))
+        return nn.Sequential(first, *rest)
+    width, map_size = config.hidden_sizes[number - 3], config.stage_sizes()[number - 1]
+    return nn.Sequential(first, MobileViTBlock(config, channels, width, DEPTHS[number], map_size, attention))

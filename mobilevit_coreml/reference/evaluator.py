@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError
+from mobilevit_coreml.reference.comparison import (
+    Comparison,
+    OperationRange,
+    compare_values,
+    module_outputs,
+    named_like_operations,
+    ranges,
+)
 from mobilevit_coreml.reference.features import from_program, to_program
 from mobilevit_coreml.reference.ops import EXACT, OPERATIONS
 from mobilevit_coreml.reference.program import Feature, Function, Operation, Ref, read_package, references
@@ -83,6 +91,32 @@ class ReferenceEvaluator:
                 if name not in kept:
                     del values[name]
         return {name: values[name] for name in values if name in kept}
+
+    def compare(self, other: "ReferenceEvaluator", inputs: Mapping[str, Any]) -> Comparison:
+        """Each operation's result here against the one `other` has under the same name, in program order.
+
+        `other` is the reference: another package, or this one in another precision.
+        """
+        return compare_values(self._types(), other._all_values(inputs), self._all_values(inputs))
+
+    def compare_modules(self, model: nn.Module, pixels: Tensor, inputs: Mapping[str, Any]) -> Comparison:
+        """Each module's last operation here against what the module puts out for `pixels` in PyTorch.
+
+        For packages whose operations are named after their modules, as `mobilevit_coreml.convert` does.
+        """
+        types = self._types()
+        reference = named_like_operations(module_outputs(model, pixels), types)
+        return compare_values(types, reference, self._all_values(inputs))
+
+    def ranges(self, inputs: Mapping[str, Any]) -> tuple[OperationRange, ...]:
+        """The largest absolute value each operation produces, in program order."""
+        return ranges(self._types(), self._all_values(inputs))
+
+    def _types(self) -> dict[str, str]:
+        return {name: operation.type for operation in self.function.operations for name in operation.outputs}
+
+    def _all_values(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self.values(to_program(self.inputs, inputs), capture=True)
 
 
 class _Step(NamedTuple):

@@ -24,6 +24,11 @@ def peer_stage(peer: Any, index: int) -> Any:
     return peer.mobilevit.encoder.layer[index]
 
 
+def block_of(model: Any, index: int) -> Any:
+    """The MobileViT block of the reference's layer `index`."""
+    return getattr(model.backbone, f"stage{index + 1}")[1]
+
+
 def sequences(tokens: Tensor, batch: int) -> Tensor:
     """(P*B, D, 1, N) -> the reference's (B*P, N, D)."""
     places = tokens.shape[0] // batch
@@ -35,7 +40,7 @@ def test_unfold_and_fold(size: int) -> None:
     peer = hugging_face_classifier("xxs")
     model = ours(peer, size)
     for index in (2, 3, 4):
-        block = model.backbone.stages[index][1]
+        block = block_of(model, index)
         assert isinstance(block, MobileViTBlock)
         x = torch.randn(3, block.width, *block.map_size, generator=torch.Generator().manual_seed(index))
         reference, info = peer_stage(peer, index).unfolding(x)
@@ -61,7 +66,7 @@ def test_transformer_layer(attention: str) -> None:
     peer = hugging_face_classifier("xs")
     model = ours(peer, 256, attention)
     for index in (2, 3, 4):
-        block = model.backbone.stages[index][1]
+        block = block_of(model, index)
         layer = block.layers[0]
         assert isinstance(layer, TransformerLayer)
         tokens = torch.randn(4, block.width, 1, block.grid[0] * block.grid[1])
@@ -76,7 +81,7 @@ def test_block(size: int, attention: str) -> None:
     peer = hugging_face_classifier("xxs")
     model = ours(peer, size, attention)
     for index in (2, 3, 4):
-        down, block = model.backbone.stages[index]
+        down, block = getattr(model.backbone, f"stage{index + 1}")
         x = torch.randn(2, block.local.conv.in_channels, *block.map_size)
         reference = peer_stage(peer, index)
         reference.downsampling_layer = nn.Identity()
@@ -174,13 +179,11 @@ def test_the_randomized_peer_hides_no_mistake() -> None:
     with torch.no_grad():
         for break_it in (
             lambda m: m.backbone.stem.batch_norm.bias.zero_(),
-            lambda m: m.backbone.stages[1][2].depthwise.batch_norm.running_mean.zero_(),
-            lambda m: m.backbone.stages[2][1].layers[0].attention.qkv.bias[:64].zero_(),
-            lambda m: m.backbone.stages[3][1].layer_norm.weight.fill_(1),
-            lambda m: m.backbone.stages[4][1].layers[2].mlp_out.bias.zero_(),
-            lambda m: m.backbone.stages[2][1].fusion.conv.weight.copy_(
-                m.backbone.stages[2][1].fusion.conv.weight.roll(1, 1)
-            ),
+            lambda m: m.backbone.stage2[2].depthwise.batch_norm.running_mean.zero_(),
+            lambda m: m.backbone.stage3[1].layers[0].attention.qkv.bias[:64].zero_(),
+            lambda m: m.backbone.stage4[1].layer_norm.weight.fill_(1),
+            lambda m: m.backbone.stage5[1].layers[2].mlp_out.bias.zero_(),
+            lambda m: m.backbone.stage3[1].fusion.conv.weight.copy_(m.backbone.stage3[1].fusion.conv.weight.roll(1, 1)),
         ):
             broken = ours(peer)
             break_it(broken)

@@ -38,8 +38,8 @@ def test_gradients_are_the_references(attention: str) -> None:
     loss.backward()
     for mine, theirs in (
         (model.backbone.stem.conv.weight, "mobilevit.conv_stem.convolution.weight"),
-        (model.backbone.stages[4][1].project_in.weight, "mobilevit.encoder.layer.4.conv_1x1.convolution.weight"),
-        (model.backbone.stages[2][1].layer_norm.weight, "mobilevit.encoder.layer.2.layernorm.weight"),
+        (model.backbone.stage5[1].project_in.weight, "mobilevit.encoder.layer.4.conv_1x1.convolution.weight"),
+        (model.backbone.stage3[1].layer_norm.weight, "mobilevit.encoder.layer.2.layernorm.weight"),
     ):
         expected = dict(peer.named_parameters())[theirs].grad
         assert expected is not None

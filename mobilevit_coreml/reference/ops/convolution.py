@@ -63,7 +63,7 @@ def conv_transpose(
         before = list(pad[::2])
         sizes = [size - pad[2 * i] - pad[2 * i + 1] for i, size in enumerate(sizes)]
     elif pad_type in ("same", "same_lower"):
-        wanted = [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
+        wanted = list(output_shape[2:]) or [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
         surplus = [max(size - want, 0) for size, want in zip(sizes, wanted, strict=True)]
         before = [(total + (pad_type == "same_lower")) // 2 for total in surplus]
         sizes = wanted
