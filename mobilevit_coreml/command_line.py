@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mobilevit_coreml.errors import MobileViTError
 
-DONE, BAD_INPUT = 0, 2
+DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
 INTERRUPTED = 130  # as shells report SIGINT
 
 
@@ -59,7 +59,7 @@ class Stages:
         self._bar.close()
 
 
-def run(command: Callable[[Stages], None], stages: int) -> int:
+def run(command: Callable[[Stages], int], stages: int) -> int:
     """Exit code of a command of so many stages.
 
     What a user got wrong is one line on stderr, and so is an interruption; both leave nothing behind,
@@ -67,9 +67,9 @@ def run(command: Callable[[Stages], None], stages: int) -> int:
     """
     progress = Stages(stages)
     previous = {number: signal.signal(number, progress.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    message, code = None, DONE
+    message = None
     try:
-        command(progress)
+        code = command(progress)
     except MobileViTError as error:
         message, code = f"error: {error}", BAD_INPUT
     except KeyboardInterrupt:

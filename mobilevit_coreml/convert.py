@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilevit_coreml import __version__
-from mobilevit_coreml.command_line import Parser, Stages, run
+from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
 from mobilevit_coreml.config import ATTENTION_FORMS, VARIANTS
 from mobilevit_coreml.errors import ConversionError, LabelsError
 from mobilevit_coreml.labels import placeholder_labels, read_labels, unique_labels
@@ -19,6 +19,7 @@ from mobilevit_coreml.package import (
     PackageRecord,
     check_free,
     check_output,
+    failed_path,
     package_name,
     package_path,
     put_in_place,
@@ -30,11 +31,13 @@ from mobilevit_coreml.preprocessing import CHANNEL_ORDERS
 
 if TYPE_CHECKING:
     from mobilevit_coreml.checkpoints.load import Checkpoint
+    from mobilevit_coreml.model import ImageClassifier
+    from mobilevit_coreml.verification import ClassifierFidelity
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 PRECISIONS = ("fp16", "fp32")
 TASK = "classification"
-STAGES = 4  # weights, model, convert, save
+STAGES = 5  # weights, model, convert, save, verify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Conversion:
     bytes: int
     operations: int  # of the ML Program, constants not counted
     classes: int
+    fidelity: "ClassifierFidelity | None"  # None where it was not verified
     notices: tuple[str, ...]
 
 
@@ -62,6 +66,8 @@ def convert(
     channel_order: str | None = None,
     output: Path | None = None,
     force: bool = False,
+    verify: bool = True,
+    images: Path | None = None,
     stages: Stages | None = None,
 ) -> Conversion:
     """Make a Core ML classifier package of a checkpoint.
@@ -69,6 +75,8 @@ def convert(
     `weights` and `variant` are as in `load_checkpoint`. `image_size` is (height, width) in pixels,
     by default the checkpoint's; `labels` a file as in `read_labels`; `channel_order` BGR or RGB
     where it is not what the checkpoint's source uses; `output` a .mlpackage path or a directory.
+    The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
+    ones; one that fails the gate of its precision goes to a name ending in `_failed`.
 
     Raises MobileViTError, and writes nothing, where the request cannot be met.
     """
@@ -78,6 +86,7 @@ def convert(
     _check_choice("target", target, TARGETS)
     _check_choice("channel order", channel_order, CHANNEL_ORDERS)
     names = None if labels is None else read_labels(labels)
+    pictures = None if images is None else _pictures(images)
     check_output(output)
     stages = stages or Stages(STAGES)
 
@@ -95,17 +104,23 @@ def convert(
             from mobilevit_coreml.mil import classifier_program, count_operations, describe
             from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 
-            model = ImageClassifier(checkpoint.config, attention)
+            model = ImageClassifier(checkpoint.config, attention).eval()
             model.load_state_dict(checkpoint.state, strict=False)  # strict but for batch norm's step counters
-            model = fold_for_inference(model)
         with stages("convert"):
-            program = classifier_program(model, class_names, checkpoint.preprocessing, target, precision)
+            folded = fold_for_inference(model)
+            program = classifier_program(folded, class_names, checkpoint.preprocessing, target, precision)
         with stages("save"):
             describe(program, record)
             save(program, staged)
-            put_in_place(staged, path, force)
+        fidelity = None
+        if verify:
+            with stages("verify"):
+                fidelity = _verified(staged, model, record, pictures)
+        failed = fidelity is not None and not fidelity.passed
+        path = failed_path(path) if failed else path
+        put_in_place(staged, path, force or failed)
     operations = count_operations(program)
-    return Conversion(path, record, target, size_of(path), operations, len(class_names), _notices(checkpoint))
+    return Conversion(path, record, target, size_of(path), operations, len(class_names), fidelity, _notices(checkpoint))
 
 
 def _check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
@@ -159,6 +174,26 @@ def _record(checkpoint: "Checkpoint", attention: str, precision: str, renamed: d
         config=config,
         labels_renamed={str(index): name for index, name in renamed.items()},
     )
+
+
+def _pictures(directory: Path) -> list[Path]:
+    from mobilevit_coreml.images import images_in
+
+    return images_in(directory)
+
+
+def _verified(
+    package: Path, model: "ImageClassifier", record: PackageRecord, pictures: Sequence[Path] | None
+) -> "ClassifierFidelity":
+    """The saved package against the model it was made of, before batch norm was folded."""
+    from mobilevit_coreml.images import drawn_images, read_image
+    from mobilevit_coreml.verification import verify_classifier
+
+    if pictures is None:
+        prepared = iter(drawn_images(*record.preprocessing.crop))
+    else:
+        prepared = (record.preprocessing.prepare(read_image(path)) for path in pictures)
+    return verify_classifier(package, model, record.preprocessing, record.precision, prepared)
 
 
 def _notices(checkpoint: "Checkpoint") -> tuple[str, ...]:
@@ -217,6 +252,15 @@ def parser() -> Parser:
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not run the saved package against PyTorch (by default it is, on any machine)",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="pictures to verify with (default: a fixed set, drawn)"
+    )
     return parser
 
 
@@ -231,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     values = vars(parser().parse_args(arguments))
 
-    def command(stages: Stages) -> None:
+    def command(stages: Stages) -> int:
         conversion = convert(**values, stages=stages)
         stages.close()
         print(summary(conversion, stages.seconds))
@@ -239,6 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"note: {notice}", file=sys.stderr)
         if conversion.record.weights.untrained:
             print(UNTRAINED_WARNING, file=sys.stderr)
+        if conversion.fidelity is None or conversion.fidelity.passed:
+            return DONE
+        print(f"failed: the package does not compute what PyTorch does; kept as {conversion.path}", file=sys.stderr)
+        return FAILED
 
     return run(command, stages=STAGES)
 
@@ -260,17 +308,24 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
     record, weights = conversion.record, conversion.record.weights
     height, width = record.preprocessing.crop
     origin = f"seed {weights.seed}" if weights.untrained else f"{weights.naming} naming, sha256 {weights.sha256:.12}…"
-    rows = {
-        "size": f"{conversion.bytes / MEGABYTE:.2f} MB",
-        "operations": f"{conversion.operations}",
-        "made for": f"{conversion.target}, {record.precision}, {record.attention} attention",
-        "input": f"image, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)",
-        "outputs": f"classLabel; classLabel_probs, {conversion.classes} classes",
-        "weights": f"{weights.name} ({origin})",
-        "Swift class": re.sub(r"\W", "_", conversion.path.stem),
-        "time": ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()),
-    }
-    return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in rows.items())])
+    if conversion.fidelity is None:
+        verified = ["not verified"]
+    else:
+        from mobilevit_coreml.verification import report
+
+        verified = report(conversion.fidelity)
+    rows = [
+        ("size", f"{conversion.bytes / MEGABYTE:.2f} MB"),
+        ("operations", f"{conversion.operations}"),
+        ("made for", f"{conversion.target}, {record.precision}, {record.attention} attention"),
+        ("input", f"image, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"),
+        ("outputs", f"classLabel; classLabel_probs, {conversion.classes} classes"),
+        ("weights", f"{weights.name} ({origin})"),
+        ("Swift class", re.sub(r"\W", "_", conversion.path.stem)),
+        *zip(["verified", *[""] * len(verified)], verified, strict=False),
+        ("time", ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items())),
+    ]
+    return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in rows)])
 
 
 if __name__ == "__main__":

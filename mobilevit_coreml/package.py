@@ -17,6 +17,7 @@ from mobilevit_coreml.preprocessing import Preprocessing
 
 SUFFIX = ".mlpackage"
 UNTRAINED_SUFFIX = "_untrained"
+FAILED_SUFFIX = "_failed"
 METADATA_PREFIX = "mobilevit_coreml."
 MEGABYTE = 10**6
 
@@ -84,6 +85,11 @@ def package_path(output: Path | None, name: str, untrained: bool) -> Path:
     if untrained and not output.stem.endswith(UNTRAINED_SUFFIX):
         output = output.with_name(output.stem + UNTRAINED_SUFFIX + SUFFIX)
     return output
+
+
+def failed_path(path: Path) -> Path:
+    """Where a package goes that did not pass its verification: beside its place, under a name that says so."""
+    return path.with_name(path.stem + FAILED_SUFFIX + SUFFIX)
 
 
 def check_output(output: Path | None) -> None:

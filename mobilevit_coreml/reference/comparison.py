@@ -35,7 +35,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class OperationRange:
-    """The largest absolute value an operation produced; `near_limit` within a factor of 4 of fp16's 65504, or past it."""
+    """The largest absolute value an operation produced."""
 
     name: str
     type: str
@@ -43,7 +43,7 @@ class OperationRange:
 
     @property
     def near_limit(self) -> bool:
-        """Whether fp16 may overflow here on another picture."""
+        """Whether it is within a factor of 4 of fp16's 65504, or past it: another picture may overflow here."""
         return not self.max_abs < FP16_MAX / NEAR_LIMIT
 
 
@@ -52,15 +52,11 @@ def snr(reference: Tensor, output: Tensor) -> float:
     reference, output = reference.double(), output.double()
     noise = float(((reference - output) ** 2).sum())
     signal = float((reference**2).sum())
+    if not (math.isfinite(noise) and math.isfinite(signal)):
+        return math.nan
     if noise == 0:
         return math.inf
-    return (
-        10 * math.log10(signal / noise)
-        if signal > 0 and math.isfinite(noise)
-        else -math.inf
-        if signal == 0
-        else math.nan
-    )
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def compare_values(types: Mapping[str, str], reference: Mapping[str, Any], output: Mapping[str, Any]) -> Comparison:

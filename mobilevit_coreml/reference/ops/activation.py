@@ -1,7 +1,5 @@
 """Activations."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,13 +67,13 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    return F.softplus(x, threshold=math.inf)
+    return F.softplus(x)
 
 
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """alpha, beta: one each a channel, dimension 1."""
     shape = (1, -1, *[1] * (x.dim() - 2))
-    return alpha.view(shape) * F.softplus(beta.view(shape) * x, threshold=math.inf)
+    return alpha.view(shape) * F.softplus(beta.view(shape) * x)
 
 
 def softsign(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def batch_norm(
 
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """x: (N, C, *D), over D."""
-    return F.instance_norm(x, weight=gamma, bias=beta, eps=epsilon)
+    return _affine(_normed(x, tuple(range(2, x.dim())), epsilon), [-1] + [1] * (x.dim() - 2), gamma, beta)
 
 
 def layer_norm(
@@ -32,12 +32,9 @@ def layer_norm(
     shape = [x.shape[axis] for axis in axes]
     if axes == tuple(range(rank - len(axes), rank)):
         return F.layer_norm(x, shape, gamma, beta, epsilon)
-    centred = x - x.mean(axes, keepdim=True)
-    normed = centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
-    affine_shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
-    if gamma is not None:
-        normed = normed * gamma.view(affine_shape)
-    return normed if beta is None else normed + beta.view(affine_shape)
+    return _affine(
+        _normed(x, axes, epsilon), [size if axis in axes else 1 for axis, size in enumerate(x.shape)], gamma, beta
+    )
 
 
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -48,3 +45,13 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """x: (N, C, *D), across neighbouring channels."""
     return F.local_response_norm(x, size, alpha, beta, k)
+
+
+def _normed(x: Tensor, axes: Ints, epsilon: float) -> Tensor:
+    centred = x - x.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+
+
+def _affine(x: Tensor, shape: list[int], gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    scaled = x if gamma is None else x * gamma.view(shape)
+    return scaled if beta is None else scaled + beta.view(shape)
