@@ -18,13 +18,16 @@ def read_image(path: Path) -> Image.Image:
     """A decoded picture; raises InputError for what is none, is truncated, or is larger than MAX_PIXELS."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded here instead
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below instead
             image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                f"image {path}: expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}; scale it down"
-            )
-        image.load()
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"image {path}: expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}; "
+                    "scale it down"
+                )
+            image.load()
+            return image
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise what their formats happen to break
@@ -32,7 +35,6 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(
             f"image {path}: expected a picture Pillow can read, got {reason or type(error).__name__}; check the file"
         ) from None
-    return image
 
 
 def images_in(directory: Path) -> list[Path]:

@@ -131,8 +131,8 @@ def _pipeline() -> Any:
     return pipeline
 
 
-@register_pass(namespace=NAMESPACE, override=True)  # type: ignore[untyped-decorator]
-class name_by_module(AbstractGraphPass):  # noqa: N801  # passes are called as they are named
+@register_pass(namespace=NAMESPACE, override=True)
+class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # passes are called as they are named
     """Name every operation after the PyTorch module it comes from, `backbone_stage3_1_local_conv`.
 
     The name is the module's path, its dots as underscores; where a module has several operations,

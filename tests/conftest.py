@@ -2,6 +2,8 @@
 
 import os
 
+# Before anything imports torch: two threads that wait for each other on a busy machine cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports the hub's client, which reads them once: the tests must run without a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")

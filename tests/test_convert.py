@@ -21,6 +21,7 @@ import torch
 import mobilevit_coreml
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.convert import main
+from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.package import PackageRecord
 from tests.peers import hugging_face_classifier
 
@@ -57,7 +58,12 @@ def test_prints_what_a_person_wants_to_know(converted: tuple[Path, str], xs_snap
   outputs      classLabel; classLabel_probs, 1000 classes
   weights      {re.escape(str(xs_snapshot))} \(Hugging Face naming, sha256 {digest[:12]}…\)
   Swift class  MobileViT_XS_fp16
-  time         weights [\d.]+ s, model [\d.]+ s, convert [\d.]+ s, save [\d.]+ s
+  verified     PASS, logits \d\d\.\d dB SNR against PyTorch fp32 \(gate 30 dB\)
+               worst picture \d\d\.\d dB, cosine 0\.99\d+
+               largest difference of a probability [\d.e-]+
+               top-1 equal on [\d]+%, top-5 on [\d]+% of 8 pictures
+               smallest top-1 margin [\d.e-]+
+  time         weights [\d.]+ s, model [\d.]+ s, convert [\d.]+ s, save [\d.]+ s, verify [\d.]+ s
 """
     assert re.fullmatch(expected, converted[1]), converted[1]
 
@@ -243,6 +249,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["--variant", "xxs", "--output", "no/x.mlpackage"],
             "output no/x.mlpackage: expected no to be a directory, got none",
         ),
+        (["--variant", "xxs", "--images", "no"], "images no: expected a directory of pictures, got No such file"),
         (["--fp8"], "unrecognized arguments: --fp8; see --help"),
     ],
 )
@@ -355,11 +362,62 @@ def test_a_terminal_sees_progress(fine_tuned: Path, tmp_path: Path) -> None:
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
-    assert [name for name in ("weights", "model", "convert", "save") if f"\r{name:<10}|" in shown] == [
-        *("weights", "model", "convert", "save")
-    ]
+    stages = ["weights", "model", "convert", "save", "verify"]
+    assert [name for name in stages if f"\r{name:<10}|" in shown] == stages
     assert "Running MIL" not in shown
     assert "|" not in finished.stdout
+
+
+@pytest.fixture
+def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the conversion lose the bias of the stem on the way."""
+    from mobilevit_coreml import model
+
+    honest = model.fold_for_inference
+
+    def fold(module: Any) -> Any:
+        folded = honest(module)
+        folded.backbone.stem.conv.bias.zero_()
+        return folded
+
+    monkeypatch.setattr(model, "fold_for_inference", fold)
+
+
+@pytest.mark.usefixtures("sabotage")
+def test_a_package_that_computes_something_else_fails(
+    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "x.mlpackage"
+    failed = tmp_path / "x_failed.mlpackage"
+    for _ in range(2):  # the second one replaces the first
+        assert main(["--weights", str(fine_tuned), "--output", str(output)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out.startswith(f"{failed}\n")
+        assert "  verified     FAIL, logits " in captured.out
+        expected = f"failed: the package does not compute what PyTorch does; kept as {failed}\n"
+        assert captured.err.endswith(expected)
+        assert [path.name for path in tmp_path.iterdir()] == ["x_failed.mlpackage"]
+
+
+@pytest.mark.usefixtures("sabotage")
+def test_verification_can_be_left_out_and_is_not_claimed_then(
+    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weights", str(fine_tuned), "--output", str(tmp_path), "--no-verify"]) == 0
+    assert "  verified     not verified\n" in capsys.readouterr().out
+
+
+def test_verifies_on_the_users_pictures(fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, mode in enumerate(("RGB", "L", "RGBA")):
+        drawn_images(200 + 50 * number, 300)[number].convert(mode).save(pictures / f"{number}.png")
+    (pictures / "notes.txt").touch()
+    arguments = ["--weights", str(fine_tuned), "--output", str(tmp_path), "--images", str(pictures)]
+    assert main(arguments) == 0
+    assert "of 3 pictures" in capsys.readouterr().out
+    (pictures / "3.png").write_bytes(b"no picture")
+    assert "3.png: expected a picture Pillow can read, got " in fails([*arguments, "--force"], capsys)
 
 
 def test_help_does_not_wait_for_torch() -> None:
