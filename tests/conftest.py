@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.convert import convert
+from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier
 
 
@@ -32,3 +35,18 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache.mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session")
+def untrained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp16 package of the untrained xxs classifier."""
+    return convert("untrained", "xxs", output=tmp_path_factory.mktemp("package"), verify=False).path
+
+
+@pytest.fixture(scope="session")
+def untrained_model() -> ImageClassifier:
+    """The PyTorch model of that package, in eval mode."""
+    checkpoint = load_checkpoint("untrained", "xxs")
+    model = ImageClassifier(checkpoint.config).eval()
+    model.load_state_dict(checkpoint.state, strict=False)
+    return model

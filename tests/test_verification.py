@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.convert import convert
 from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.reference import ReferenceEvaluator
@@ -16,27 +15,14 @@ from mobilevit_coreml.verification import ClassifierFidelity, report, verify_cla
 from tests.peers import snr
 
 
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert("untrained", "xxs", output=tmp_path_factory.mktemp("package"), verify=False).path
-
-
-@pytest.fixture(scope="module")
-def model() -> ImageClassifier:
-    checkpoint = load_checkpoint("untrained", "xxs")
-    model = ImageClassifier(checkpoint.config).eval()
-    model.load_state_dict(checkpoint.state, strict=False)
-    return model
-
-
 @torch.no_grad()
-def test_figures(package: Path, model: ImageClassifier) -> None:
+def test_figures(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     preprocessing = load_checkpoint("untrained", "xxs").preprocessing
     images = drawn_images(256, 256, 3)
-    fidelity = verify_classifier(package, model, preprocessing, "fp16", images)
-    evaluator = ReferenceEvaluator(package)
+    fidelity = verify_classifier(untrained_package, untrained_model, preprocessing, "fp16", images)
+    evaluator = ReferenceEvaluator(untrained_package)
     pixels = torch.cat([torch.from_numpy(preprocessing.pixels(image)) for image in images])
-    logits = model(pixels).logits
+    logits = untrained_model(pixels).logits
     probabilities = logits.softmax(1)
     outputs = [evaluator.run({"image": image}, capture=["classifier"]) for image in images]
     got = torch.cat([torch.from_numpy(output["classifier"]) for output in outputs])
@@ -55,10 +41,10 @@ def test_figures(package: Path, model: ImageClassifier) -> None:
 
 
 @torch.no_grad()
-def test_another_model_fails(package: Path, model: ImageClassifier) -> None:
+def test_another_model_fails(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     preprocessing = load_checkpoint("untrained", "xxs").preprocessing
     swapped = dataclasses.replace(preprocessing, channel_order="RGB")
-    fidelity = verify_classifier(package, model, swapped, "fp16", drawn_images(256, 256, 2))
+    fidelity = verify_classifier(untrained_package, untrained_model, swapped, "fp16", drawn_images(256, 256, 2))
     assert fidelity.snr < 25
     assert not fidelity.passed
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from mobilevit_coreml._coremltools import ct, mb
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.convert import convert
 from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 from mobilevit_coreml.reference import ReferenceEvaluator
@@ -34,16 +33,9 @@ def test_values_of_another_shape_part() -> None:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert("untrained", "xxs", output=tmp_path_factory.mktemp("package"), verify=False).path
-
-
-@pytest.fixture(scope="module")
-def model() -> ImageClassifier:
-    checkpoint = load_checkpoint("untrained", "xxs")
-    model = ImageClassifier(checkpoint.config)
-    model.load_state_dict(checkpoint.state, strict=False)
-    return fold_for_inference(model)
+def model(untrained_model: ImageClassifier) -> ImageClassifier:
+    """Folded, so that a convolution's result has the batch norm's part in it, as in the package."""
+    return fold_for_inference(untrained_model)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +47,17 @@ def pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(load_checkpoint("untrained", "xxs").preprocessing.pixels(image))
 
 
-def test_a_package_equals_itself(package: Path, image: Image.Image) -> None:
-    evaluator = ReferenceEvaluator(package)
+def test_a_package_equals_itself(untrained_package: Path, image: Image.Image) -> None:
+    evaluator = ReferenceEvaluator(untrained_package)
     comparison = evaluator.compare(evaluator, {"image": image})
     assert all(operation.snr == math.inf for operation in comparison.operations)
     assert comparison.first_below(1000) is None
 
 
-def test_rounding_shows_from_the_first_operation_on(package: Path, image: Image.Image) -> None:
-    comparison = ReferenceEvaluator(package).compare(ReferenceEvaluator(package, "fp32"), {"image": image})
+def test_rounding_shows_from_the_first_operation_on(untrained_package: Path, image: Image.Image) -> None:
+    comparison = ReferenceEvaluator(untrained_package).compare(
+        ReferenceEvaluator(untrained_package, "fp32"), {"image": image}
+    )
     # one rounding to fp16's 11 bits is some 70 dB; a few dozen of them stay above 30
     assert all(operation.snr > 30 for operation in comparison.operations)
     first = comparison.first_below(100)
@@ -71,8 +65,8 @@ def test_rounding_shows_from_the_first_operation_on(package: Path, image: Image.
     assert first.name == comparison.operations[1].name  # the scale is fp32, then comes the cast
 
 
-def test_modules_are_found_by_name(package: Path, model: ImageClassifier, image: Image.Image) -> None:
-    evaluator = ReferenceEvaluator(package, "fp32")
+def test_modules_are_found_by_name(untrained_package: Path, model: ImageClassifier, image: Image.Image) -> None:
+    evaluator = ReferenceEvaluator(untrained_package, "fp32")
     comparison = evaluator.compare_modules(model, pixels(image), {"image": image})
     names = [operation.name for operation in comparison.operations]
     assert "backbone_stage4_1_layers_3_attention_norm" in names
@@ -87,12 +81,12 @@ def test_modules_are_found_by_name(package: Path, model: ImageClassifier, image:
     ["backbone.stem.conv", "backbone.stage2.1.depthwise.conv", "backbone.stage4.1.layers.2.mlp_in", "classifier"],
 )
 def test_the_first_departure_is_where_the_model_was_changed(
-    package: Path, model: ImageClassifier, image: Image.Image, path: str
+    untrained_package: Path, model: ImageClassifier, image: Image.Image, path: str
 ) -> None:
     changed = fold_for_inference(model)
     weight = changed.get_parameter(f"{path}.weight")
     weight.copy_(weight.flip(0))
-    comparison = ReferenceEvaluator(package, "fp32").compare_modules(changed, pixels(image), {"image": image})
+    comparison = ReferenceEvaluator(untrained_package, "fp32").compare_modules(changed, pixels(image), {"image": image})
     first = comparison.first_below(30)
     assert first is not None
     assert first.name == path.replace(".", "_")

@@ -186,9 +186,8 @@ def test_functions_of_one_package(packages: Callable[[str], Path], tmp_path: Pat
     x = RNG.normal(size=(1, 3, 16, 20)).astype(np.float32)
     alone = result(ReferenceEvaluator(packages("iOS18")).run({"x": x}))
     assert torch.equal(result(ReferenceEvaluator(path).run({"x": x})), alone)
-    assert torch.equal(
-        result(ReferenceEvaluator(path, function_name="relu", precision="fp32").run({"x": x})), torch.from_numpy(x).relu()
-    )
+    relu = ReferenceEvaluator(path, function_name="relu", precision="fp32")
+    assert torch.equal(result(relu.run({"x": x})), torch.from_numpy(x).relu())
     with pytest.raises(PackageError, match="expected a function called none, got classify, relu; choose one of these"):
         ReferenceEvaluator(path, function_name="none")
 
