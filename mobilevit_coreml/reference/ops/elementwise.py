@@ -65,7 +65,8 @@ def exp(x: Tensor) -> Tensor:
 
 
 def exp2(x: Tensor) -> Tensor:
-    return x.exp2()
+    """Of integers the integer part."""
+    return x.exp2().to(x.dtype)
 
 
 def floor(x: Tensor) -> Tensor:
@@ -125,8 +126,8 @@ def tanh(x: Tensor) -> Tensor:
     return x.tanh()
 
 
-def threshold(x: Tensor, alpha: float) -> Tensor:
-    return x.clamp(min=alpha)
+def threshold(x: Tensor, alpha: Tensor) -> Tensor:
+    return torch.maximum(x, alpha)
 
 
 # Two values.

@@ -1,7 +1,6 @@
 """Operations that read and write at places given by indices, and that find such places."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
         return torch.stack(parts).unflatten(0, batch)
     places = _wrapped(indices, x.shape[axis])
     taken = x.index_select(axis, places.flatten())
-    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return taken.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
@@ -53,7 +52,7 @@ def one_hot(
     on_value: Tensor | None = None,
     off_value: Tensor | None = None,
 ) -> Tensor:
-    """A new dimension at the axis with on_value at the index; negative indices count from the end."""
+    """A new dimension at the axis with on_value at the index, and nowhere for an index outside it."""
     on = torch.tensor(1, dtype=torch.int32) if on_value is None else on_value.reshape(())
     off = torch.zeros((), dtype=on.dtype) if off_value is None else off_value.reshape(())
     axis = axis % (indices.dim() + 1)
@@ -119,17 +118,19 @@ def topk(
     return (values, order.to(torch.int32)) if return_indices else (values,)
 
 
-_REDUCTIONS: dict[str, str] = {"add": "sum", "sub": "sum", "mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
-_PREPARED: dict[str, Callable[[Tensor], Tensor]] = {"sub": torch.neg, "div": torch.reciprocal}
+_REDUCTIONS: dict[str, str] = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _scatter(data: Tensor, axis: int, places: Tensor, updates: Tensor, mode: str) -> Tensor:
     if mode == "update":
         return data.scatter(axis, places, updates)
+    if mode == "sub":
+        return _scatter(data, axis, places, -updates, "add")
+    if mode == "div":  # of integers the integer part
+        divisor = _scatter(torch.ones_like(data), axis, places, updates, "mul")
+        return data / divisor if data.is_floating_point() else torch.div(data, divisor, rounding_mode="trunc")
     if mode not in _REDUCTIONS:
-        raise UnsupportedError(f"mode: expected update, {', '.join(_REDUCTIONS)}, got {mode!r}")
-    if mode in _PREPARED:
-        updates = _PREPARED[mode](updates)
+        raise UnsupportedError(f"mode: expected update, sub, div, {', '.join(_REDUCTIONS)}, got {mode!r}")
     return data.scatter_reduce(axis, places, updates.to(data.dtype), _REDUCTIONS[mode])
 
 

@@ -1,4 +1,7 @@
-"""Reductions over axes, all of them where none are given, and running sums."""
+"""Reductions over axes, all of them where none are given, and running sums.
+
+Of integers all are integers, the integer part where there is another.
+"""
 
 import torch
 from torch import Tensor
@@ -13,19 +16,19 @@ def _axes(x: Tensor, axes: Ints) -> Ints:
 
 
 def reduce_l1_norm(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.abs().sum(_axes(x, axes), keepdim=keep_dims)
+    return x.abs().sum(_axes(x, axes), keepdim=keep_dims, dtype=x.dtype)
 
 
 def reduce_l2_norm(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.square().sum(_axes(x, axes), keepdim=keep_dims).sqrt()
+    return x.float().square().sum(_axes(x, axes), keepdim=keep_dims).sqrt().to(x.dtype)
 
 
 def reduce_log_sum(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.sum(_axes(x, axes), keepdim=keep_dims).log()
+    return x.sum(_axes(x, axes), keepdim=keep_dims).log().to(x.dtype)
 
 
 def reduce_log_sum_exp(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return torch.logsumexp(x, _axes(x, axes), keepdim=keep_dims)
+    return torch.logsumexp(x.float(), _axes(x, axes), keepdim=keep_dims).to(x.dtype)
 
 
 def reduce_max(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
@@ -70,9 +73,10 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     """Running sums along an axis, from the end with `reverse`, without the element itself with `exclusive`."""
     if reverse:
         x = x.flip(axis)
-    sums = x.cumsum(axis, dtype=x.dtype)
     if exclusive:
-        sums = sums - x
+        count = x.shape[axis]
+        x = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0, count - 1)], axis)
+    sums = x.cumsum(axis, dtype=x.dtype)
     return sums.flip(axis) if reverse else sums
 
 

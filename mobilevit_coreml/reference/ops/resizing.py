@@ -27,7 +27,10 @@ def upsample_bilinear(
 
 
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
-    return resize_nearest_neighbor(x, *_scaled(x, scale_factor_height, scale_factor_width))
+    """The source's pixel that begins at or before the target's, as torch's nearest has it."""
+    for axis, size in zip((-2, -1), _scaled(x, scale_factor_height, scale_factor_width), strict=True):
+        x = x.index_select(axis, torch.arange(size) * x.shape[axis] // size)
+    return x
 
 
 def resize_bilinear(
@@ -37,9 +40,9 @@ def resize_bilinear(
 
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
+    """The source's pixel in which the target's centre lies: coremltools has it for TensorFlow's half_pixel_centers."""
     for axis, size in ((-2, target_size_height), (-1, target_size_width)):
-        places = (torch.arange(size) * (x.shape[axis] / size)).long().clamp(max=x.shape[axis] - 1)
-        x = x.index_select(axis, places)
+        x = x.index_select(axis, _nearest(x.shape[axis], size, "DEFAULT"))
     return x
 
 
@@ -89,7 +92,7 @@ def crop_resize(
     """
     indices: list[int] | None
     if boxes is not None:
-        indices = [0] * boxes.shape[0] if box_indices is None else box_indices.tolist()
+        indices = list(range(boxes.shape[0])) if box_indices is None else box_indices.tolist()
         corners = boxes
     elif roi is not None:
         flat = roi.reshape(roi.shape[0], -1)
@@ -170,7 +173,7 @@ def _bilinear(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return x
 
 
-def _grid(size: int, target: int, mode: str) -> Tensor:
+def _grid(size: float, target: int, mode: str) -> Tensor:
     """Where the target's pixels lie among the source's, as the specification of resize_bilinear has it."""
     index = torch.arange(target, dtype=torch.float64)
     if mode == "STRICT_ALIGN_CORNERS" or (mode == "ALIGN_CORNERS" and target > 1):
@@ -190,28 +193,14 @@ def _grid(size: int, target: int, mode: str) -> Tensor:
 
 
 def _nearest(size: int, target: int, mode: str) -> Tensor:
-    if mode == "DEFAULT":
-        return (torch.arange(target) * (size / target)).long().clamp(max=size - 1)
+    if mode in ("DEFAULT", "UNALIGN_CORNERS"):  # by centres in both, as coremltools' tests on Core ML expect
+        return (2 * torch.arange(target) + 1) * size // (2 * target)
     return (_grid(size, target, mode) + 0.5).floor().long().clamp(max=size - 1)
 
 
 def _box_grid(start: float, end: float, target: int, mode: str) -> Tensor:
-    """Where a box's pixels lie: the modes of resize_bilinear, for a source that begins at `start`."""
-    length = end - start
-    index = torch.arange(target, dtype=torch.float64)
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        if target == 1 and mode == "ALIGN_CORNERS":
-            return torch.full((1,), start + length / 2, dtype=torch.float64)
-        return start + index * (length / max(target - 1, 1))
-    if mode == "DEFAULT":
-        size = length + 1
-        return start + index * ((size - size / target) / max(target - 1, 1))
-    if mode == "OFFSET_CORNERS":
-        delta = max(1.0, length) / target
-        return start + 0.5 * delta + index * delta
-    if mode == "UNALIGN_CORNERS":
-        return start + (index + 0.5) * ((length + 1) / target) - 0.5
-    raise UnsupportedError(f"sampling_mode: expected one of {', '.join(SAMPLING_MODES)}, got {mode!r}")
+    """Where a box's pixels lie: those of a source that begins at `start`, backwards for a box that is."""
+    return start + math.copysign(1.0, end - start) * _grid(abs(end - start) + 1, target, mode)
 
 
 def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) -> Tensor:
