@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import io
+import os
 import signal
 import sys
 import time
@@ -13,7 +15,8 @@ from tqdm import tqdm
 from mobilevit_coreml.errors import MobileViTError
 
 DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
-INTERRUPTED = 130  # as shells report SIGINT
+SIGNALLED = 128  # plus the signal's number, as shells report it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +32,7 @@ class Stages:
 
     def __init__(self, total: int) -> None:
         self.seconds: dict[str, float] = {}
-        self._interrupted = False
+        self.interrupted_by: int | None = None
         self._bar = tqdm(
             desc="start",
             total=total,
@@ -44,14 +47,14 @@ class Stages:
         self._bar.set_description_str(name)
         start = time.perf_counter()
         yield
-        if self._interrupted:  # and some library's bare `except:` took the KeyboardInterrupt for its own
+        if self.interrupted_by is not None:  # and some library's bare `except:` took the KeyboardInterrupt for its own
             raise KeyboardInterrupt
         self.seconds[name] = time.perf_counter() - start
         self._bar.update()
 
-    def interrupt(self, _signum: int, _frame: object) -> NoReturn:
+    def interrupt(self, signum: int, _frame: object) -> NoReturn:
         """Handler of signals: stop the stage that runs, at its end at the latest."""
-        self._interrupted = True
+        self.interrupted_by = signum
         raise KeyboardInterrupt
 
     def close(self) -> None:
@@ -65,19 +68,30 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     What a user got wrong is one line on stderr, and so is an interruption; both leave nothing behind,
     since temporary files go as the exceptions pass.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     progress = Stages(stages)
-    previous = {number: signal.signal(number, progress.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, progress.interrupt) for number in SIGNALS}
     message = None
     try:
         code = command(progress)
+        sys.stdout.flush()
     except MobileViTError as error:
         message, code = f"error: {error}", BAD_INPUT
     except KeyboardInterrupt:
-        message, code = "interrupted: nothing was written", INTERRUPTED
+        message = "interrupted: nothing was written"
+        code = SIGNALLED + (progress.interrupted_by or signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except OSError as error:
+        where = f" ({error.filename!s:.80})" if error.filename else ""
+        message, code = f"error: the system refused: {error.strerror or error}{where}; check the path", BAD_INPUT
     finally:
         progress.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if message is not None:
-        print(message, file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr)
     return code

@@ -103,6 +103,8 @@ class MobileViTConfig:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.id2label, Mapping):
             object.__setattr__(self, "id2label", labels_from_mapping(self.id2label, "id2label"))
+        elif not isinstance(self.id2label, tuple | list):
+            raise ConfigError(f"id2label: expected the name of each class by its index, got {self.id2label!r:.60}")
         object.__setattr__(self, "id2label", tuple(self.id2label))
 
     def _check_sizes(self) -> None:

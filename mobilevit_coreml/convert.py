@@ -252,13 +252,14 @@ def parser() -> Parser:
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
-    parser.add_argument(
+    verification = parser.add_mutually_exclusive_group()
+    verification.add_argument(
         "--no-verify",
         dest="verify",
         action="store_false",
         help="do not run the saved package against PyTorch (by default it is, on any machine)",
     )
-    parser.add_argument(
+    verification.add_argument(
         "--images", type=Path, metavar="DIR", help="pictures to verify with (default: a fixed set, drawn)"
     )
     return parser
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: the package does not compute what PyTorch does; kept as {conversion.path}", file=sys.stderr)
         return FAILED
 
-    return run(command, stages=STAGES)
+    return run(command, stages=STAGES if values["verify"] else STAGES - 1)
 
 
 UNTRAINED_WARNING = """
@@ -321,9 +322,9 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("input", f"image, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"),
         ("outputs", f"classLabel; classLabel_probs, {conversion.classes} classes"),
         ("weights", f"{weights.name} ({origin})"),
-        ("Swift class", re.sub(r"\W", "_", conversion.path.stem)),
+        ("Swift class", re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)),
         *zip(["verified", *[""] * len(verified)], verified, strict=False),
-        ("time", ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items())),
+        ("seconds", ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())),
     ]
     return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in rows)])
 

@@ -107,8 +107,12 @@ def check_output(output: Path | None) -> None:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Raise OutputError where something has the package's name already."""
-    if os.path.lexists(path) and not force:
+    """Raise OutputError where something has the package's name already; only a package is ever replaced."""
+    if not os.path.lexists(path):
+        return
+    if not (path / "Manifest.json").is_file():
+        raise OutputError(f"output {path}: expected a free name or a package, got something else; move it away")
+    if not force:
         raise OutputError(f"output {path}: expected a free name, got an existing package; add --force to replace it")
 
 
@@ -132,10 +136,16 @@ def staging(path: Path) -> Iterator[Path]:
 
 def save(program: Any, path: Path) -> None:
     """Write a ct.models.MLModel as a package whose weights and program are the same bytes each time."""
-    program.save(str(path))
-    # coremltools leaves the order of the metadata to chance
-    specification = program.get_spec().SerializeToString(deterministic=True)
-    (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(specification)
+    try:
+        program.save(str(path))
+        # coremltools leaves the order of the metadata to chance
+        specification = program.get_spec().SerializeToString(deterministic=True)
+        (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(specification)
+    except (OSError, RuntimeError) as error:  # the latter from coremltools' C++ parts
+        reason = " ".join(str(error).split())[:120]
+        raise OutputError(
+            f"output {path.parent.parent}: expected room for the package, got {reason}; free some"
+        ) from None
 
 
 def put_in_place(staged: Path, path: Path, force: bool) -> None:

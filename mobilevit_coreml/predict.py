@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mobilevit_coreml.command_line import DONE, NOT_RUN, Parser, Stages, run
-from mobilevit_coreml.errors import InputError, PackageError
+from mobilevit_coreml.errors import ConfigError, InputError, PackageError
 from mobilevit_coreml.package import PackageRecord
 
 BACKENDS = ("auto", "coreml", "reference")
@@ -37,10 +39,10 @@ def read_record(package: Path) -> PackageRecord:
     """What a package records of its making; raises PackageError where it has none."""
     from mobilevit_coreml.reference.program import read_specification
 
-    metadata = read_specification(package).description.metadata.userDefined
+    metadata = dict(read_specification(package).description.metadata.userDefined)
     try:
         return PackageRecord.from_metadata(metadata)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
         raise PackageError(
             f"package {package}: expected the record of a conversion by mobilevit_coreml, got none that is whole "
             f"({error}); convert the checkpoint with mobilevit_coreml"
@@ -104,8 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with stages("predict"):
                 classes = next(ranked)
             results.append((path, list(classes.items())[: values.top]))
+            if not values.json:
+                tqdm.write(as_text(results[-1:]))  # past the bar
         stages.close()
-        print(as_json(results) if values.json else as_text(results))
+        if values.json:
+            print(as_json(results))
+        if read_record(values.package).weights.untrained:
+            print("note: the package is made of untrained weights; its answers are noise", file=sys.stderr)
         return DONE
 
     return run(command, stages=len(values.images))

@@ -128,7 +128,8 @@ def test_says_what_cannot_work(values: dict[str, Any], message: str) -> None:
         ({"model_type": "mobilevitv2"}, "here: expected model_type 'mobilevit', got 'mobilevitv2'"),
         ({"patch_size": "two"}, "here: patch_size: expected"),
         ({"id2label": {"0": "a", "2": "c"}}, "here: id2label: expected the indices 0 to 1, got none for 1"),
-        ({"id2label": 5}, "here: "),
+        ({"id2label": 5}, "here: id2label: expected the name of each class by its index, got 5"),
+        ({"id2label": "abc"}, "here: id2label: expected the name of each class by its index, got 'abc'"),
         ({"num_labels": 10**12}, "here: number of classes: expected 1 to"),
     ],
 )

@@ -63,7 +63,7 @@ def test_prints_what_a_person_wants_to_know(converted: tuple[Path, str], xs_snap
                largest difference of a probability [\d.e-]+
                top-1 equal on [\d]+%, top-5 on [\d]+% of 8 pictures
                smallest top-1 margin [\d.e-]+
-  time         weights [\d.]+ s, model [\d.]+ s, convert [\d.]+ s, save [\d.]+ s, verify [\d.]+ s
+  seconds      weights [\d.]+, model [\d.]+, convert [\d.]+, save [\d.]+, verify [\d.]+
 """
     assert re.fullmatch(expected, converted[1]), converted[1]
 
@@ -175,8 +175,11 @@ def test_classes_without_names_are_pointed_out(
     fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--weights", str(fine_tuned), "--output", str(tmp_path)]) == 0
-    expected = "note: the checkpoint names no classes: they are called LABEL_0 to LABEL_1; give --labels\n"
-    assert capsys.readouterr().err == expected
+    assert capsys.readouterr().err == (
+        "note: no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
+        "where that is wrong, give the directory\n"
+        "note: the checkpoint names no classes: they are called LABEL_0 to LABEL_1; give --labels\n"
+    )
 
 
 def test_without_a_hub_the_package_cannot_be_mistaken_for_a_trained_one(
@@ -293,6 +296,9 @@ def test_an_existing_package_stays_without_force(
     output.mkdir()
     (output / "mine").touch()
     arguments = ["--weights", str(fine_tuned), "--output", str(output)]
+    expected = f"output {output}: expected a free name or a package, got something else; move it away"
+    assert fails([*arguments, "--force"], capsys) == expected
+    (output / "Manifest.json").touch()
     assert fails(arguments, capsys) == (
         f"output {output}: expected a free name, got an existing package; add --force to replace it"
     )
@@ -325,7 +331,7 @@ def test_networks_that_make_no_image_classifier(
     assert fails(["--weights", str(tmp_path / "x.pth")], capsys).startswith(message)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, number: int) -> None:
     command = [
         sys.executable,
@@ -342,7 +348,7 @@ def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, num
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "interrupted: nothing was written\n")
+    assert (process.returncode, out, err) == (128 + number, "", "interrupted: nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -53,6 +53,7 @@ def test_reads_the_usual_files(tmp_path: Path, name: str, text: str) -> None:
     [
         ("a.txt", b"", "expected 1 to 100000 class names, got 0"),
         ("a.txt", b"cat\n\ndog\n", "expected a name for class 1, got ''"),
+        ("a.txt", b"cat\ndog\x1b[31m\n", "expected a name for class 1, got 'dog\\x1b[31m'"),
         ("a.txt", b"\xff\xfe\x00", "expected a UTF-8 text or JSON file, got other bytes"),
         ("a.json", b"{", "expected JSON"),
         ("a.json", b"[" * 100_000, "expected JSON"),

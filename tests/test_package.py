@@ -11,6 +11,7 @@ from mobilevit_coreml.package import (
     package_name,
     package_path,
     put_in_place,
+    save,
     size_of,
     staging,
 )
@@ -31,6 +32,7 @@ RECORD = PackageRecord(
 
 def write_package(path: Path, content: str = "new") -> None:
     (path / "Data").mkdir(parents=True)
+    (path / "Manifest.json").write_text("{}")
     (path / "Data" / "weight.bin").write_text(content)
 
 
@@ -79,18 +81,36 @@ def test_output_that_cannot_be(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"output {output}: {message}")
 
 
-@pytest.mark.parametrize("kind", ["package", "file", "dangling link"])
-def test_a_taken_name_needs_force(tmp_path: Path, kind: str) -> None:
+def test_a_taken_name_needs_force(tmp_path: Path) -> None:
     path = tmp_path / "x.mlpackage"
-    if kind == "package":
-        write_package(path)
+    check_free(path, force=False)
+    write_package(path)
+    with pytest.raises(OutputError, match="expected a free name, got an existing package; add --force to replace it"):
+        check_free(path, force=False)
+    check_free(path, force=True)
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
+@pytest.mark.parametrize("force", [True, False])
+def test_what_is_no_package_is_never_replaced(tmp_path: Path, kind: str, force: bool) -> None:
+    path = tmp_path / "x.mlpackage"
+    if kind == "directory":
+        path.mkdir()
     elif kind == "file":
         path.touch()
     else:
         path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match="expected a free name, got an existing package; add --force to replace it"):
-        check_free(path, force=False)
-    check_free(path, force=True)
+    with pytest.raises(OutputError, match="expected a free name or a package, got something else; move it away"):
+        check_free(path, force)
+
+
+def test_no_room_for_a_package(tmp_path: Path) -> None:
+    class FullDisk:
+        def save(self, path: str) -> None:
+            raise RuntimeError("could not write\nto stream")
+
+    with pytest.raises(OutputError, match="expected room for the package, got could not write to stream; free some"):
+        save(FullDisk(), tmp_path / "staging" / "x.mlpackage")
 
 
 def test_a_finished_package_is_the_only_thing_left(tmp_path: Path) -> None:
@@ -100,7 +120,7 @@ def test_a_finished_package_is_the_only_thing_left(tmp_path: Path) -> None:
         assert staged.parent.parent == tmp_path  # so that the rename stays on one file system
         put_in_place(staged, path, force=False)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.mlpackage"]
-    assert size_of(path) == 3
+    assert size_of(path) == 3 + 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

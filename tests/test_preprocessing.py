@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from mobilevit_coreml.errors import ConfigError, InputError
 from mobilevit_coreml.preprocessing import Preprocessing, classification_preprocessing
 
 
@@ -42,6 +45,39 @@ def test_every_mode_becomes_colour(mode: str) -> None:
     assert (prepared.mode, prepared.size) == ("RGB", (256, 256))
 
 
+def test_sixteen_bits_become_eight() -> None:
+    eight = drawn(300, 300, "L")
+    sixteen = Image.fromarray(np.asarray(eight).astype(np.uint16) * 257)
+    prepare = classification_preprocessing((256, 256), "BGR").prepare
+    assert sixteen.mode == "I;16"
+    assert np.array_equal(np.asarray(prepare(sixteen)), np.asarray(prepare(eight)))
+
+
+def test_pictures_that_cannot_be_prepared() -> None:
+    prepare = classification_preprocessing((256, 256), "BGR").prepare
+    with pytest.raises(InputError, match="expected integers of 8 or 16 bits, got floating point"):
+        prepare(drawn(30, 30, "F"))
+    with pytest.raises(InputError, match="expected one that is not far longer than wide, got 1x40000; crop it first"):
+        prepare(Image.new("L", (1, 40000)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resize": 0}, "expected sizes of 1 to 8192 pixels, got (0, 256, 256)"),
+        ({"resize": "x"}, "expected sizes of 1 to 8192 pixels"),
+        ({"crop": (256,)}, "expected sizes of 1 to 8192 pixels"),
+        ({"interpolation": "foo"}, "got 'BGR' and 'foo'"),
+        ({"channel_order": "GRB"}, "got 'GRB' and 'bilinear'"),
+        ({"scale": 0}, "expected a scale above 0, at most 1000, got 0"),
+    ],
+)
+def test_a_contract_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Preprocessing(**{"resize": 288, "crop": (256, 256), "channel_order": "BGR", **values})
+    assert message in str(error.value)
+
+
 def test_orientation_is_applied() -> None:
     image = drawn(300, 400)
     turned = image.transpose(Image.Transpose.ROTATE_90)
@@ -55,4 +91,4 @@ def test_another_size_keeps_the_margin() -> None:
     assert preprocessing.resize == 288
     assert preprocessing.with_crop((512, 512)).resize == 576
     assert preprocessing.with_crop((320, 256)).resize == 288
-    assert Preprocessing(256, (256, 256), "RGB").with_crop((100, 90)).resize == 90
+    assert Preprocessing(224, (256, 256), "RGB").with_crop((128, 128)).resize == 112

@@ -44,9 +44,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises CheckpointError when there is none."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)  # what the file claims of its size proves nothing
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        values = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected a JSON object, got {_one_line(error)}; check the file") from None
     if not isinstance(values, dict):
@@ -97,7 +99,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
-            raise _damaged(path, "a torch checkpoint", error) from None
+            raise _damaged(path, "a torch checkpoint", ValueError("no pickle that torch can read")) from None
         raise CheckpointError(
             f"{path}: expected tensors only, got a pickle that would run code to load ({wanted[1]}); "
             "save model.state_dict() and convert that"

@@ -17,8 +17,14 @@ from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import VARIANTS, MobileViTConfig, config_from_hugging_face, variant_of
 from mobilevit_coreml.errors import CheckpointError
-from mobilevit_coreml.labels import labels_from_mapping
-from mobilevit_coreml.preprocessing import Preprocessing, classification_preprocessing, from_hugging_face
+from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping
+from mobilevit_coreml.preprocessing import (
+    Preprocessing,
+    classification_preprocessing,
+    from_hugging_face,
+    from_timm,
+    timm_settings,
+)
 
 NAMINGS = (HUGGING_FACE, CVNETS, TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -67,7 +73,10 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None) -> Checkpoi
             f"{UNTRAINED}, got nothing there; check the path"
         )
     else:
-        checkpoint = _from_hub(weights)
+        try:
+            checkpoint = _from_hub(weights)
+        except HubUnreachableError as error:
+            raise HubUnreachableError(f"no path {weights} here; {error}") from None
     if variant is not None and checkpoint.variant != variant:
         raise CheckpointError(
             f"weights {weights}: expected variant {variant} (--variant), got {checkpoint.variant} (from their shapes); "
@@ -121,7 +130,9 @@ def _from_file(path: Path, name: str, beside: Mapping[str, Any], preprocessor: M
     config = infer_config(tensors, naming)
     preprocessing = classification_preprocessing(config.image_hw, naming.channel_order)
     if naming is TIMM and beside:
-        config = _with_timm_config(config, beside, name)
+        config = _timm_labels(config, beside, name)
+        preprocessing = from_timm(beside, preprocessing, f"{name}: config.json")
+        config = dataclasses.replace(config, image_size=preprocessing.crop)
     elif beside:
         config = config_from_hugging_face(beside, f"{name}: config.json")
         preprocessing = preprocessing.with_crop(config.image_hw)
@@ -133,20 +144,27 @@ def _from_file(path: Path, name: str, beside: Mapping[str, Any], preprocessor: M
         own_state(tensors, naming, config, name),
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
+        None if beside or naming is TIMM else _assumptions(config),
     )
 
 
-def _with_timm_config(config: MobileViTConfig, beside: Mapping[str, Any], name: str) -> MobileViTConfig:
-    """Labels from timm's config.json; its evaluation settings must be MobileViT's own."""
-    settings = {**beside, **beside.get("pretrained_cfg", {})}
-    for key, expected in (("mean", 0), ("std", 1)):
-        values = settings.get(key, [expected])
-        if any(value != expected for value in values):
-            raise CheckpointError(
-                f"{name}: config.json: {key}: expected {expected} for every channel, got {values}; "
-                "MobileViT is trained on pixels scaled to 0..1 only"
-            )
-    labels = settings.get("label_names")
+def _assumptions(config: MobileViTConfig) -> str:
+    """What a file without its config.json leaves open."""
+    labels = " and ImageNet's class names" if config.id2label == imagenet_labels() else ""
+    return (
+        f"no config.json beside the weights: took {config.hidden_act}, {config.num_attention_heads} heads, patches of "
+        f"{config.patch_size}, output stride {config.output_stride}{labels}; where that is wrong, give the directory"
+    )
+
+
+def _timm_labels(config: MobileViTConfig, beside: Mapping[str, Any], name: str) -> MobileViTConfig:
+    architecture = str(beside.get("architecture", "mobilevit_"))
+    if not architecture.startswith("mobilevit_"):
+        raise CheckpointError(
+            f"{name}: config.json: architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, "
+            f"got {architecture:.60}; only MobileViT v1 is handled"
+        )
+    labels = timm_settings(beside).get("label_names")
     if isinstance(labels, list):
         return dataclasses.replace(
             config, id2label=labels_from_mapping(dict(enumerate(labels)), f"{name}: label_names")

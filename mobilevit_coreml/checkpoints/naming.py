@@ -53,13 +53,16 @@ def recognize(
     namings = tuple(namings)
     for naming in namings:
         marked = re.compile(rf"((?:.*?\.)??)(?:{re.escape(naming.optional_prefix)})?{re.escape(naming.marker)}")
-        prefixes = [match[1] for key in tensors if (match := marked.fullmatch(key))]
-        if prefixes:
-            wrapper = min(prefixes, key=len)
+        wrappers = sorted({match[1] for key in tensors if (match := marked.fullmatch(key))})
+        if len(wrappers) > 1:
+            raise CheckpointError(
+                f"{source}: expected one network, got {len(wrappers)}, under {_listed(map(repr, wrappers), 4)}; "
+                "save the state dict of the one to convert"
+            )
+        if wrappers:
             return naming, {
-                key.removeprefix(wrapper).removeprefix(naming.optional_prefix): tensor
+                key.removeprefix(wrappers[0]).removeprefix(naming.optional_prefix): tensor
                 for key, tensor in tensors.items()
-                if key.startswith(wrapper)
             }
     markers = ", ".join(f"{naming.marker} ({naming.name})" for naming in namings)
     raise CheckpointError(
@@ -152,7 +155,8 @@ def parameter_shapes(config: MobileViTConfig) -> dict[str, torch.Size]:
 def _holds(tensor: Tensor, shape: torch.Size) -> bool:
     # A linear layer here is a 1x1 convolution: (out, in) in the checkpoint is (out, in, 1, 1) here.
     squeezed = shape[:-2] if shape[2:] == (1, 1) else shape
-    return tensor.is_floating_point() and tensor.shape in (shape, squeezed)
+    is_plain = tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
+    return is_plain and tensor.shape in (shape, squeezed)
 
 
 def _check_finite(state: Mapping[str, Tensor], naming: Naming, source: str) -> None:
@@ -166,8 +170,10 @@ def _check_finite(state: Mapping[str, Tensor], naming: Naming, source: str) -> N
 
 
 def _tensor_text(tensor: Tensor) -> str:
-    text = _shape_text(tensor.shape)
-    return text if tensor.is_floating_point() else f"{text} of {str(tensor.dtype).removeprefix('torch.')}"
+    kinds = [str(tensor.dtype)] if not tensor.is_floating_point() else []
+    kinds += [str(tensor.layout)] if tensor.layout != torch.strided else []
+    kinds += ["no values"] if tensor.is_meta else []
+    return " of ".join([_shape_text(tensor.shape), *(kind.removeprefix("torch.") for kind in kinds)])
 
 
 def _shape_text(shape: torch.Size) -> str:

@@ -36,12 +36,14 @@ def read_labels(path: Path) -> tuple[str, ...]:
     Raises LabelsError when the file cannot be read or leaves a class without a name.
     """
     try:
-        if path.stat().st_size > MAX_LABEL_FILE_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_LABEL_FILE_BYTES + 1)  # what the file claims of its size proves nothing
+        if len(content) > MAX_LABEL_FILE_BYTES:
             raise LabelsError(
-                f"labels {path}: expected at most {MAX_LABEL_FILE_BYTES} bytes, got {path.stat().st_size}; "
+                f"labels {path}: expected at most {MAX_LABEL_FILE_BYTES} bytes, got more; "
                 "give a file with one class name a line"
             )
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabelsError(
             f"labels {path}: expected a UTF-8 text or JSON file, got {_reason(error)}; give one class name a line"
@@ -109,7 +111,7 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_LABELS:
         raise LabelsError(f"{source}: expected 1 to {MAX_LABELS} class names, got {len(names)}; name every class")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
     return tuple(str(name) for name in names)
 

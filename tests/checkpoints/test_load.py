@@ -145,12 +145,25 @@ def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     assert (checkpoint.variant, checkpoint.config.num_labels) == ("xxs", 3)
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
+    assert checkpoint.notice == (
+        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
+        "where that is wrong, give the directory"
+    )
     assert snr(peer(images(1, 256, 256)).logits, logits_of(checkpoint)) > 100
 
 
 def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
     torch.save(hugging_face_classifier("xxs").state_dict(), tmp_path / "best.pth")
-    assert load_checkpoint(str(tmp_path / "best.pth")).config.id2label[0] == "tench, Tinca tinca"
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
+    assert checkpoint.config.id2label[0] == "tench, Tinca tinca"
+    assert "output stride 32 and ImageNet's class names;" in (checkpoint.notice or "")
+
+
+def test_a_path_that_looks_like_a_hub_id_is_said_not_to_be_there(empty_hub: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^no path runs/7 here; weights runs/7: expected in the local cache or on"
+    ):
+        load_checkpoint("runs/7")
 
 
 def test_directory_with_all_its_settings(tmp_path: Path) -> None:
@@ -183,7 +196,7 @@ def test_old_preprocessor_files_have_plain_numbers(xs_snapshot: Path, tmp_path: 
         ({"crop_size": {"height": 256}}, "crop_size: expected pixels, 1 to 8192, got None"),
         ({"size": {"shortest_edge": "big"}}, "size.shortest_edge: expected pixels, 1 to 8192, got 'big'"),
         ({"resample": 9}, "resample: expected 0 to 5 as in Pillow, got 9"),
-        ({"rescale_factor": -1}, "rescale_factor: expected a number above 0, got -1"),
+        ({"rescale_factor": -1}, "rescale_factor: expected a number above 0, at most 1000, got -1"),
     ],
 )
 def test_a_preprocessor_that_is_not_mobilevits(
@@ -206,10 +219,34 @@ def test_timm_directory(tmp_path: Path) -> None:
     assert checkpoint.config.id2label == ("no", "yes")
     assert checkpoint.preprocessing.channel_order == "RGB"
     assert snr(peer(images(1, 256, 256)), logits_of(checkpoint)) > 100
-    settings["mean"] = [0.485, 0.456, 0.406]
+    assert checkpoint.preprocessing.resize == 288
+    settings |= {"input_size": [3, 224, 192], "crop_pct": 0.9, "interpolation": "bicubic"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="config.json: mean: expected 0 for every channel, got"):
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint.preprocessing == Preprocessing(213, (224, 192), "RGB", "bicubic")
+    assert checkpoint.config.image_hw == (224, 192)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [0.485, 0.456, 0.406]}, "mean: expected 0 for every channel, got [0.485, 0.456, 0.406]"),
+        ({"std": 0.5}, "std: expected 1 for every channel, got 0.5"),
+        ({"input_size": None}, "input_size: expected channels, height and width, got None"),
+        ({"crop_pct": 7}, "crop_pct: expected a share, 0.1 to 1, got 7"),
+        ({"interpolation": "random"}, "interpolation: expected one of nearest, lanczos, bilinear"),
+        (
+            {"architecture": "resnet50"},
+            "architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, got resnet50",
+        ),
+    ],
+)
+def test_a_timm_config_that_is_not_mobilevits(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    torch.save(timm_classifier("xxs", classes=2).state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": None, **changes}))
+    with pytest.raises(CheckpointError) as error:
         load_checkpoint(str(tmp_path))
+    assert f"config.json: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,42 @@ def test_weights_must_be_finite(value: float) -> None:
     )
 
 
+def test_two_networks_in_one_file_are_not_chosen_from() -> None:
+    state = hugging_face_classifier("xxs").state_dict()
+    both = {f"{name}.{key}": value for name in ("teacher", "student") for key, value in state.items()}
+    with pytest.raises(
+        CheckpointError, match=r"here: expected one network, got 2, under 'student\.', 'teacher\.'; save the"
+    ):
+        recognize(both, NAMINGS, "here")
+
+
+def test_keys_beside_the_network_are_unexpected() -> None:
+    state = hugging_face_classifier("xxs").state_dict()
+    naming, tensors = recognize(
+        {f"model.{key}": value for key, value in state.items()} | {"aux.weight": state["classifier.bias"]},
+        NAMINGS,
+        "here",
+    )
+    with pytest.raises(CheckpointError, match=r"got 1 unexpected: aux\.weight; check"):
+        own_state(tensors, naming, VARIANTS["xxs"], "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda tensor: tensor.to_sparse(), "1000x320 of sparse_coo"),
+        (lambda tensor: tensor.to("meta"), "1000x320 of no values"),
+        (lambda tensor: tensor.to(torch.int8), "1000x320 of int8"),
+    ],
+    ids=["sparse", "meta", "int8"],
+)
+def test_tensors_that_are_no_plain_weights(change: Any, got: str) -> None:
+    naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
+    tensors["classifier.weight"] = change(tensors["classifier.weight"])
+    with pytest.raises(CheckpointError, match=rf"1 mis-shaped: classifier.weight \(expected 1000x320, got {got}\)"):
+        own_state(tensors, naming, infer_config(tensors, naming), "here")
+
+
 def test_a_tensor_that_claims_a_huge_shape_is_not_touched() -> None:
     naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
     tensors["conv_stem.normalization.weight"] = torch.zeros(1).expand(2**40)
