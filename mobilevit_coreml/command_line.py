@@ -28,15 +28,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class Stages:
-    """The named stages of a command: a bar where stderr is a terminal, and the seconds each one took."""
+    """The named stages of a command: a bar where stderr is a terminal, and the seconds each one took.
 
-    def __init__(self, total: int) -> None:
+    Without a total there is no bar: libraries are silent.
+    """
+
+    def __init__(self, total: int = 0) -> None:
         self.seconds: dict[str, float] = {}
         self.interrupted_by: int | None = None
         self._bar = tqdm(
             desc="start",
             total=total,
-            disable=None,  # shown on a terminal, silent in a pipe
+            disable=None if total else True,  # None is shown on a terminal, silent in a pipe
             leave=False,
             bar_format="{desc:<10}|{bar:30}| {n}/{total} {elapsed}",
         )

@@ -88,7 +88,7 @@ def convert(
     names = None if labels is None else read_labels(labels)
     pictures = None if images is None else _pictures(images)
     check_output(output)
-    stages = stages or Stages(STAGES)
+    stages = stages or Stages()
 
     with stages("weights"):
         from mobilevit_coreml.checkpoints.load import load_checkpoint
@@ -116,9 +116,10 @@ def convert(
         if verify:
             with stages("verify"):
                 fidelity = _verified(staged, model, record, pictures)
-        failed = fidelity is not None and not fidelity.passed
-        path = failed_path(path) if failed else path
-        put_in_place(staged, path, force or failed)
+        if fidelity is not None and not fidelity.passed:
+            path, force = failed_path(path), True  # nobody keeps what failed the last time
+            check_free(path, force)
+        put_in_place(staged, path, force)
     operations = count_operations(program)
     return Conversion(path, record, target, size_of(path), operations, len(class_names), fidelity, _notices(checkpoint))
 
