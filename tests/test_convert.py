@@ -426,6 +426,16 @@ def test_verifies_on_the_users_pictures(fine_tuned: Path, tmp_path: Path, capsys
     assert "3.png: expected a picture Pillow can read, got " in fails([*arguments, "--force"], capsys)
 
 
+def test_coremltools_is_quiet_on_import_and_heard_afterwards() -> None:
+    script = (
+        "import logging\n"
+        "from mobilevit_coreml._coremltools import ct\n"
+        "logging.getLogger('coremltools').warning('something real')"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (finished.stdout, finished.stderr) == ("", "something real\n")
+
+
 def test_help_does_not_wait_for_torch() -> None:
     script = (
         "import sys, mobilevit_coreml.convert as convert\n"

@@ -7,6 +7,15 @@ transformer, P places within a patch, N patches, which are the tokens of attenti
 from mobilevit_coreml.model.attention import ATTENTION_FORMS
 from mobilevit_coreml.model.backbone import Backbone, Features
 from mobilevit_coreml.model.folding import fold_for_inference
-from mobilevit_coreml.model.heads import Classification, ImageClassifier
+from mobilevit_coreml.model.heads import Classification, ImageClassifier, Segmentation, SemanticSegmenter
 
-__all__ = ["ATTENTION_FORMS", "Backbone", "Classification", "Features", "ImageClassifier", "fold_for_inference"]
+__all__ = [
+    "ATTENTION_FORMS",
+    "Backbone",
+    "Classification",
+    "Features",
+    "ImageClassifier",
+    "Segmentation",
+    "SemanticSegmenter",
+    "fold_for_inference",
+]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mobilevit_coreml.config import MobileViTConfig
 from mobilevit_coreml.model.backbone import Backbone
+from mobilevit_coreml.model.deeplab import DeepLabV3Head
 from mobilevit_coreml.model.initialization import initialize
 
 
@@ -41,6 +42,39 @@ class ImageClassifier(nn.Module):
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else classification_loss(logits, labels)
         return Classification(logits, pooled, features.hidden_states, loss)
+
+
+class Segmentation(NamedTuple):
+    """What a segmenter computes: `logits` (B, classes, H, W), H and W 1/output_stride of the pixels', and the rest."""
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...]
+    loss: Tensor | None
+
+
+class SemanticSegmenter(nn.Module):
+    """MobileViT with DeepLabV3's head on the last stage; output_stride 16 or 8 in the configuration.
+
+    pixels (B, num_channels, H, W), 0 to 1, H and W exactly config.image_size. `labels` are class
+    indices (B, H', W') of any size, semantic_loss_ignore_index where a pixel does not count; with
+    them the output carries the mean cross entropy of the logits resized to them.
+    """
+
+    def __init__(self, config: MobileViTConfig, attention: str = "split_einsum") -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, attention, expand=False)
+        self.head = DeepLabV3Head(config)
+        initialize(self, config.initializer_range)
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Segmentation:
+        features = self.backbone(pixels)
+        logits = self.head(features.feature_map)
+        loss = None
+        if labels is not None:
+            resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            loss = F.cross_entropy(resized, labels, ignore_index=self.config.semantic_loss_ignore_index)
+        return Segmentation(logits, features.hidden_states, loss)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
