@@ -28,6 +28,7 @@ from mobilevit_coreml.preprocessing import (
 
 NAMINGS = (HUGGING_FACE, CVNETS, TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+SEGMENTATION_HEADS = ("segmentation_head.", "seg_head.")  # in Hugging Face and cvnets naming
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 
 
@@ -127,6 +128,11 @@ def _from_directory(directory: Path, name: str) -> Checkpoint:
 
 def _from_file(path: Path, name: str, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Checkpoint:
     naming, tensors = recognize(read_tensors(path), NAMINGS, name)
+    if any(key.startswith(SEGMENTATION_HEADS) for key in tensors):
+        raise CheckpointError(
+            f"weights {name}: expected a classifier, got a segmenter with DeepLabV3's head; "
+            "only classifiers can be made into packages so far"
+        )
     config = infer_config(tensors, naming)
     preprocessing = classification_preprocessing(config.image_hw, naming.channel_order)
     if naming is TIMM and beside:

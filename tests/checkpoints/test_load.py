@@ -159,6 +159,14 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
     assert "output stride 32 and ImageNet's class names;" in (checkpoint.notice or "")
 
 
+def test_a_segmenter_is_no_classifier(tmp_path: Path) -> None:
+    state = hugging_face_classifier("xxs").state_dict()
+    state["segmentation_head.classifier.convolution.bias"] = state.pop("classifier.bias")
+    torch.save(state, tmp_path / "best.pth")
+    with pytest.raises(CheckpointError, match="expected a classifier, got a segmenter with DeepLabV3's head; only"):
+        load_checkpoint(str(tmp_path / "best.pth"))
+
+
 def test_a_path_that_looks_like_a_hub_id_is_said_not_to_be_there(empty_hub: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"^no path runs/7 here; weights runs/7: expected in the local cache or on"
