@@ -113,7 +113,7 @@ def describe(program: Any, record: PackageRecord) -> None:
 def _license(record: PackageRecord) -> str:
     if record.weights.untrained:
         return "None needed: the weights are random numbers"
-    if record.weights.name in PUBLISHED.values():
+    if record.weights.name.split("@")[0] in PUBLISHED.values():
         return "Weights: Apple sample code license, see the LICENSE of apple/ml-cvnets"
     return "Weights: as their source says, which this package does not know"
 
@@ -136,8 +136,8 @@ class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # 
     """Name every operation after the PyTorch module it comes from, `backbone_stage3_1_local_conv`.
 
     The name is the module's path, its dots as underscores; where a module has several operations,
-    its kind is added, and a number if need be. Instruments, Core ML's compute plans and the reference
-    evaluator show these names.
+    its kind is added, and a number if need be. Whatever lists a program by its operations then reads
+    like the model.
     """
 
     def apply(self, program: Any) -> None:

@@ -47,6 +47,19 @@ def test_split_einsum_attention_transposes_the_keys_only() -> None:
     assert counts["reshape"] == 2 * 3
 
 
+@pytest.mark.parametrize("attention", ["packed", "split_einsum"])
+def test_operations_are_named_after_their_modules(attention: str) -> None:
+    names = [operation.outputs[0].name for operation in operations(program("xs", attention))]
+    assert len(set(names)) == len(names)
+    others = [name for name in names if not name.startswith("backbone_")]
+    assert others[:2] == ["image__scaled__", "cast"]
+    assert others[2:] == ["reduce_mean", "classifier", "softmax", "probabilities", "classLabel"]
+    for module in ("stem_conv", "stage1_0_depthwise_activation", "stage4_1_layers_3_mlp_norm", "stage5_1_fusion_conv"):
+        assert f"backbone_{module}" in names
+    qkv = names.index("backbone_stage3_1_layers_1_attention_qkv")
+    assert names[qkv - 1] == "backbone_stage3_1_layers_1_attention_norm"
+
+
 @pytest.mark.parametrize("target", ["iOS15", "iOS17", "iOS18", "iOS26"])
 def test_every_target_has_the_same_operations(target: str) -> None:
     reference = Counter(operation.type for operation in operations(program("xxs", "packed")))
