@@ -14,6 +14,9 @@ from mobilevit_coreml.config import ATTENTION_FORMS, VARIANTS
 from mobilevit_coreml.errors import ConversionError, LabelsError
 from mobilevit_coreml.labels import placeholder_labels, read_labels, unique_labels
 from mobilevit_coreml.package import (
+    CLASS_LABEL,
+    CLASS_PROBABILITIES,
+    IMAGE,
     MEGABYTE,
     SUFFIX,
     PackageRecord,
@@ -320,8 +323,8 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("size", f"{conversion.bytes / MEGABYTE:.2f} MB"),
         ("operations", f"{conversion.operations}"),
         ("made for", f"{conversion.target}, {record.precision}, {record.attention} attention"),
-        ("input", f"image, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"),
-        ("outputs", f"classLabel; classLabel_probs, {conversion.classes} classes"),
+        ("input", f"{IMAGE}, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"),
+        ("outputs", f"{CLASS_LABEL}; {CLASS_PROBABILITIES}, {conversion.classes} classes"),
         ("weights", f"{weights.name} ({origin})"),
         ("Swift class", re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)),
         *zip(["verified", *[""] * len(verified)], verified, strict=False),

@@ -22,12 +22,9 @@ from mobilevit_coreml.checkpoints.download import PUBLISHED
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.model.ops import NAMESPACE
-from mobilevit_coreml.package import PackageRecord
+from mobilevit_coreml.package import CLASS_LABEL, CLASS_PROBABILITIES, IMAGE, PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 
-IMAGE = "image"
-CLASS_LABEL = "classLabel"
-CLASS_PROBABILITIES = "classLabel_probs"
 PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
 NO_PADDING = np.zeros((2, 2), dtype=np.int32)
 

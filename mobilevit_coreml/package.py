@@ -21,6 +21,11 @@ FAILED_SUFFIX = "_failed"
 METADATA_PREFIX = "mobilevit_coreml."
 MEGABYTE = 10**6
 
+# What a classifier's input and outputs are called; the last is coremltools' choice.
+IMAGE = "image"
+CLASS_LABEL = "classLabel"
+CLASS_PROBABILITIES = "classLabel_probs"
+
 
 @dataclasses.dataclass(frozen=True)
 class PackageRecord:

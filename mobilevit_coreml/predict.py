@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mobilevit_coreml.command_line import DONE, NOT_RUN, Parser, Stages, run
 from mobilevit_coreml.errors import ConfigError, InputError, PackageError
-from mobilevit_coreml.package import PackageRecord
+from mobilevit_coreml.package import CLASS_PROBABILITIES, IMAGE, PackageRecord
 
 BACKENDS = ("auto", "coreml", "reference")
 TOP = 5
@@ -25,13 +25,18 @@ def predict(package: Path, images: Sequence[Path], backend: str = "auto") -> Ite
 
     Raises PackageError for a package without a record, InputError for what is no picture or backend.
     """
+    return _predictions(package, read_record(package), images, backend)
+
+
+def _predictions(
+    package: Path, record: PackageRecord, images: Sequence[Path], backend: str
+) -> Iterator[dict[str, float]]:
     from mobilevit_coreml.images import read_image
 
-    record = read_record(package)
     run_package = _runner(package, backend, record.precision)
     for path in images:
         picture = record.preprocessing.prepare(read_image(path))
-        probabilities = run_package({"image": picture})["classLabel_probs"]
+        probabilities = run_package({IMAGE: picture})[CLASS_PROBABILITIES]
         yield dict(sorted(probabilities.items(), key=lambda entry: -entry[1]))
 
 
@@ -101,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
         results = []
-        ranked = predict(values.package, values.images, values.backend)
+        record = read_record(values.package)
+        ranked = _predictions(values.package, record, values.images, values.backend)
         for path in values.images:
             with stages("predict"):
                 classes = next(ranked)
@@ -111,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stages.close()
         if values.json:
             print(as_json(results))
-        if read_record(values.package).weights.untrained:
+        if record.weights.untrained:
             print("note: the package is made of untrained weights; its answers are noise", file=sys.stderr)
         return DONE
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.package import CLASS_PROBABILITIES, IMAGE
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.comparison import snr
@@ -82,8 +83,8 @@ def _one_picture(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits (1, classes) of the model and of the package, probabilities (classes,) of both."""
     logits = model(torch.from_numpy(preprocessing.pixels(image))).logits
-    outputs = evaluator.run({"image": image}, capture=[logits_name])
-    package_probabilities = torch.tensor(list(outputs["classLabel_probs"].values()))
+    outputs = evaluator.run({IMAGE: image}, capture=[logits_name])
+    package_probabilities = torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
     return logits, torch.from_numpy(outputs[logits_name]), logits.softmax(1)[0], package_probabilities
 
 

@@ -25,11 +25,12 @@ from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.package import PackageRecord
 from tests.peers import hugging_face_classifier
 
+COMMAND = [sys.executable, "-m", "mobilevit_coreml.convert"]
+
 
 def run_in_pipe(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command as a pipeline runs it."""
-    command = [sys.executable, "-m", "mobilevit_coreml.convert", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -333,15 +334,7 @@ def test_networks_that_make_no_image_classifier(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, number: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "mobilevit_coreml.convert",
-        "--weights",
-        str(fine_tuned),
-        "--output",
-        str(tmp_path),
-    ]
+    command = [*COMMAND, "--weights", str(fine_tuned), "--output", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:  # until it has staged something
@@ -355,15 +348,7 @@ def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, num
 def test_a_terminal_sees_progress(fine_tuned: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    command = [
-        sys.executable,
-        "-m",
-        "mobilevit_coreml.convert",
-        "--weights",
-        str(fine_tuned),
-        "--output",
-        str(tmp_path),
-    ]
+    command = [*COMMAND, "--weights", str(fine_tuned), "--output", str(tmp_path)]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()

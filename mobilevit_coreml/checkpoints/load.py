@@ -164,6 +164,7 @@ def _assumptions(config: MobileViTConfig) -> str:
 
 
 def _timm_labels(config: MobileViTConfig, beside: Mapping[str, Any], name: str) -> MobileViTConfig:
+    """The configuration with the class names of timm's config.json, which must be of a MobileViT."""
     architecture = str(beside.get("architecture", "mobilevit_"))
     if not architecture.startswith("mobilevit_"):
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -145,7 +146,8 @@ def own_state(tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTCo
     return state
 
 
-def parameter_shapes(config: MobileViTConfig) -> dict[str, torch.Size]:
+@cache  # making a model takes a tenth of a second even without its weights, and recognition asks for four
+def parameter_shapes(config: MobileViTConfig) -> Mapping[str, torch.Size]:
     """Shape of every parameter and statistic of the classifier, by its own name."""
     with torch.device("meta"):
         model = ImageClassifier(config)

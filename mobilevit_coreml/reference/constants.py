@@ -43,6 +43,7 @@ DATA_TYPES: Mapping[str, tuple[str, int, str]] = {
     "UINT16": ("uint16", 16, "uint16"),
     "UINT32": ("uint32", 32, "uint32"),
 }
+_STORAGE = {name: (bits, numpy_type) for name, bits, numpy_type in DATA_TYPES.values()}
 # How coremltools' reader of weight.bin calls them.
 _READERS = {"fp32": "float"}
 
@@ -112,10 +113,9 @@ def decode(value: Any, weights: Weights) -> Any:
 def decode_array(value: Any, weights: Weights) -> Array:
     """A MIL Value of a numeric tensor as numpy has it: the type as stored, sub-byte values one a byte."""
     dtype, shape = type_of(value.type)
-    known = {name: (bits, numpy_type) for name, bits, numpy_type in DATA_TYPES.values()}
-    if dtype not in known or any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+    if dtype not in _STORAGE or any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise PackageError(f"constant: expected a tensor of fixed size, got {dtype} {shape}; the package is damaged")
-    bits, numpy_type = known[dtype]
+    bits, numpy_type = _STORAGE[dtype]
     if value.WhichOneof("value") == "blobFileValue":
         array = weights.read(value.blobFileValue.fileName, value.blobFileValue.offset, dtype)
     else:

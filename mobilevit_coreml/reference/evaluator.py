@@ -119,13 +119,17 @@ class ReferenceEvaluator:
         return self.values(to_program(self.inputs, inputs), capture=True)
 
 
+# An argument that comes by name: the parameter, the value's name (or a list of Refs and constants), its conversion.
+_Named = tuple[str, str | list[Any], Callable[[Any], Any]]
+
+
 class _Step(NamedTuple):
     """An operation made ready: its function, the arguments that never change, and where the others come from."""
 
     operation: Operation
     function: Callable[..., Any]
     fixed: Mapping[str, Any]
-    named: tuple[tuple[str, str | list[Any], Callable[[Any], Any]], ...]  # parameter, names, conversion
+    named: tuple[_Named, ...]
     rounded: tuple[bool, ...]  # of each output, whether it is rounded to fp16
     last_used: tuple[str, ...]  # values nobody reads later
 
@@ -152,9 +156,7 @@ def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
     return tuple(reversed(steps))
 
 
-def _bind(
-    function: Function, index: int, implementation: Callable[..., Any]
-) -> tuple[dict[str, Any], list[tuple[str, str | list[Any], Callable[[Any], Any]]]]:
+def _bind(function: Function, index: int, implementation: Callable[..., Any]) -> tuple[dict[str, Any], list[_Named]]:
     """Arguments that are constant, converted, and those that come by name with their conversion."""
     operation = function.operations[index]
     conversions, required = _parameters(implementation)
@@ -167,7 +169,7 @@ def _bind(
             "this form of the operation is not implemented"
         )
     fixed: dict[str, Any] = {}
-    named: list[tuple[str, str | list[Any], Callable[[Any], Any]]] = []
+    named: list[_Named] = []
     constants = function.constants
     for parameter, argument in operation.inputs.items():
         convert = conversions[parameter]
@@ -198,15 +200,12 @@ def _execute(step: _Step, values: dict[str, Any]) -> None:
                 arguments[parameter] = convert([values[b.name] if isinstance(b, Ref) else b for b in source])
         result = step.function(**arguments)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{step.operation.type} '{step.operation.name}': {error}") from None
+        raise UnsupportedError(f"{step.operation}: {error}") from None
     except KeyError as error:
-        raise PackageError(
-            f"{step.operation.type} '{step.operation.name}': expected the value {error}, got none"
-        ) from None
+        raise PackageError(f"{step.operation}: expected the value {error}, got none") from None
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise PackageError(
-            f"{step.operation.type} '{step.operation.name}': expected arguments that fit each other, got "
-            f"{' '.join(str(error).split())[:160]}"
+            f"{step.operation}: expected arguments that fit each other, got {' '.join(str(error).split())[:160]}"
         ) from None
     outputs = result if isinstance(result, tuple) else (result,)
     for name, rounds, output in zip(step.operation.outputs, step.rounded, outputs, strict=False):
@@ -218,8 +217,7 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _place(function: Function, index: int) -> str:
-    operation = function.operations[index]
-    return f"operation {index + 1} of {len(function.operations)}, {operation.type} '{operation.name}'"
+    return f"operation {index + 1} of {len(function.operations)}, {function.operations[index]}"
 
 
 def classify(probabilities: Tensor, classes: list[str] | Tensor) -> tuple[Any, dict[Any, float]]:

@@ -61,6 +61,9 @@ class Operation:
     outputs: tuple[str, ...]
     output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" for what is no tensor
 
+    def __str__(self) -> str:
+        return f"{self.type} '{self.name}'"
+
 
 @dataclasses.dataclass(frozen=True)
 class Function:
@@ -120,7 +123,7 @@ def read_specification(path: Path) -> Any:
     try:
         program = path.joinpath(*MODEL_DIRECTORY, "model.mlmodel") if path.is_dir() else path
         if program.is_file() and program.stat().st_size > MAX_SPECIFICATION_BYTES:
-            raise PackageError(f"a specification of {program.stat().st_size} bytes")
+            raise ValueError(f"a specification of {program.stat().st_size} bytes")
         specification = ct.utils.load_spec(str(path))
     except Exception as error:  # coremltools passes on whatever its C++ parts and protobuf raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -145,10 +148,7 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
     operations = []
     for entry in block.operations:
         if entry.type == "const":
-            value = entry.attributes["val"]
-            constants[entry.outputs[0].name] = (
-                decode_array(value, weights) if is_numeric(value) else decode(value, weights)
-            )
+            constants[entry.outputs[0].name] = _stored(entry.attributes["val"], weights)
         elif entry.type.startswith("constexpr_"):
             arrays = evaluate_constexpr(entry.type, _constexpr_arguments(entry, weights, constants))
             constants.update({output.name: array for output, array in zip(entry.outputs, arrays, strict=True)})
@@ -182,16 +182,21 @@ def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]
     arguments: dict[str, Any] = {}
     for name, value in entry.attributes.items():
         if name != "name":
-            arguments[name] = decode_array(value, weights) if is_numeric(value) else decode(value, weights)
+            arguments[name] = _stored(value, weights)
     for name, argument in entry.inputs.items():
         (binding,) = argument.arguments
         if binding.WhichOneof("binding") == "value":
-            arguments[name] = decode_array(binding.value, weights)
+            arguments[name] = _stored(binding.value, weights)
         elif binding.name in arrays:
             arguments[name] = arrays[binding.name]
         else:
             raise PackageError(f"{entry.type}: expected the constant {binding.name} before it, got none")
     return arguments
+
+
+def _stored(value: Any, weights: Weights) -> Any:
+    """A constant as the package has it: a numpy array of numbers, a text or a list."""
+    return decode_array(value, weights) if is_numeric(value) else decode(value, weights)
 
 
 def _read_operation(entry: Any, weights: Weights) -> Operation:
