@@ -26,14 +26,23 @@ finally:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keep coremltools' five bars a conversion off the terminal; it has no switch for them."""
+def quietly() -> Iterator[None]:
+    """Keep coremltools' five bars a conversion off the terminal, and that it flattens a tuple of outputs, as it should.
+
+    It has no switch for either.
+    """
     original = tqdm.__init__
     tqdm.__init__ = partialmethod(original, disable=True)
+    _logger.addFilter(_is_news)
     try:
         yield
     finally:
         tqdm.__init__ = original
+        _logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Tuple detected at graph output")
 
 
 __all__ = [
@@ -42,7 +51,7 @@ __all__ = [
     "ScopeSource",
     "ct",
     "mb",
+    "quietly",
     "register_pass",
     "register_torch_op",
-    "without_progress_bars",
 ]

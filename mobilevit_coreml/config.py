@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mobilevit_coreml.errors import ConfigError, LabelsError
-from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeholder_labels
+from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeholder_labels, voc_labels
 
+TASKS = CLASSIFICATION, SEGMENTATION, FEATURES = ("classification", "segmentation", "features")
 ACTIVATIONS = ("silu", "swish", "relu", "relu6", "gelu", "leaky_relu", "hardswish")
 ATTENTION_FORMS = ("split_einsum", "packed")  # chosen at conversion; they compute the same
 NECK_SIZES = 7  # stem, five stages, final expansion
@@ -225,6 +226,15 @@ VARIANTS: Mapping[str, MobileViTConfig] = {
         neck_hidden_sizes=(16, 32, 64, 96, 128, 160, 640),
     ),
 }
+
+
+def published_config(variant: str, task: str) -> MobileViTConfig:
+    """The configuration Apple published a variant in for a task: ImageNet-1k, or PASCAL VOC for segmentation."""
+    if task == SEGMENTATION:
+        return dataclasses.replace(VARIANTS[variant], image_size=512, output_stride=16, id2label=voc_labels())
+    return VARIANTS[variant]
+
+
 CUSTOM = "custom"  # what a network with widths of its own is called
 
 _SHAPE_FIELDS = ("num_channels", "hidden_sizes", "neck_hidden_sizes", "mlp_ratio", "expand_ratio", "conv_kernel_size")

@@ -1,220 +1,29 @@
-"""From a checkpoint to a package: `python -m mobilevit_coreml.convert --variant xs --fp16`."""
+"""The command that makes packages: `python -m mobilevit_coreml.convert --variant xs --fp16`."""
 
 import argparse
-import dataclasses
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mobilevit_coreml import __version__
 from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
-from mobilevit_coreml.config import ATTENTION_FORMS, VARIANTS
-from mobilevit_coreml.errors import ConversionError, LabelsError
-from mobilevit_coreml.labels import placeholder_labels, read_labels, unique_labels
-from mobilevit_coreml.package import (
-    CLASS_LABEL,
-    CLASS_PROBABILITIES,
-    IMAGE,
-    MEGABYTE,
-    SUFFIX,
-    PackageRecord,
-    check_free,
-    check_output,
-    failed_path,
-    package_name,
-    package_path,
-    put_in_place,
-    save,
-    size_of,
-    staging,
-)
-from mobilevit_coreml.preprocessing import CHANNEL_ORDERS
-
-if TYPE_CHECKING:
-    from mobilevit_coreml.checkpoints.load import Checkpoint
-    from mobilevit_coreml.model import ImageClassifier
-    from mobilevit_coreml.verification import ClassifierFidelity
-
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
-PRECISIONS = ("fp16", "fp32")
-TASK = "classification"
-STAGES = 5  # weights, model, convert, save, verify
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversion:
-    """What a conversion made: the package, what it records, and what its user should be told."""
-
-    path: Path
-    record: PackageRecord
-    target: str
-    bytes: int
-    operations: int  # of the ML Program, constants not counted
-    classes: int
-    fidelity: "ClassifierFidelity | None"  # None where it was not verified
-    notices: tuple[str, ...]
-
-
-def convert(
-    weights: str = "auto",
-    variant: str | None = None,
-    *,
-    precision: str = "fp16",
-    attention: str = "split_einsum",
-    target: str = "iOS16",
-    image_size: tuple[int, int] | None = None,
-    labels: Path | None = None,
-    channel_order: str | None = None,
-    output: Path | None = None,
-    force: bool = False,
-    verify: bool = True,
-    images: Path | None = None,
-    stages: Stages | None = None,
-) -> Conversion:
-    """Make a Core ML classifier package of a checkpoint.
-
-    `weights` and `variant` are as in `load_checkpoint`. `image_size` is (height, width) in pixels,
-    by default the checkpoint's; `labels` a file as in `read_labels`; `channel_order` BGR or RGB
-    where it is not what the checkpoint's source uses; `output` a .mlpackage path or a directory.
-    The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
-    ones; one that fails the gate of its precision goes to a name ending in `_failed`.
-
-    Raises MobileViTError, and writes nothing, where the request cannot be met.
-    """
-    _check_choice("variant", variant, VARIANTS)
-    _check_choice("precision", precision, PRECISIONS)
-    _check_choice("attention", attention, ATTENTION_FORMS)
-    _check_choice("target", target, TARGETS)
-    _check_choice("channel order", channel_order, CHANNEL_ORDERS)
-    names = None if labels is None else read_labels(labels)
-    pictures = None if images is None else _pictures(images)
-    check_output(output)
-    stages = stages or Stages()
-
-    with stages("weights"):
-        from mobilevit_coreml.checkpoints.load import load_checkpoint
-
-        checkpoint = _adapted(load_checkpoint(weights, variant), image_size, names, channel_order)
-        class_names, renamed = unique_labels(checkpoint.config.id2label)
-        record = _record(checkpoint, attention, precision, renamed)
-        path = package_path(output, package_name(checkpoint.variant, precision), checkpoint.source.untrained)
-        check_free(path, force)
-
-    with staging(path) as staged:
-        with stages("model"):
-            from mobilevit_coreml.mil import classifier_program, count_operations, describe
-            from mobilevit_coreml.model import ImageClassifier, fold_for_inference
-
-            model = ImageClassifier(checkpoint.config, attention).eval()
-            model.load_state_dict(checkpoint.state, strict=False)  # strict but for batch norm's step counters
-        with stages("convert"):
-            folded = fold_for_inference(model)
-            program = classifier_program(folded, class_names, checkpoint.preprocessing, target, precision)
-        with stages("save"):
-            describe(program, record)
-            save(program, staged)
-        fidelity = None
-        if verify:
-            with stages("verify"):
-                fidelity = _verified(staged, model, record, pictures)
-        if fidelity is not None and not fidelity.passed:
-            path, force = failed_path(path), True  # nobody keeps what failed the last time
-            check_free(path, force)
-        put_in_place(staged, path, force)
-    operations = count_operations(program)
-    return Conversion(path, record, target, size_of(path), operations, len(class_names), fidelity, _notices(checkpoint))
-
-
-def _check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
-    if value is not None and value not in choices:
-        raise ConversionError(f"{name}: expected one of {', '.join(choices)}, got {value!r}; choose one of these")
-
-
-def _adapted(
-    checkpoint: "Checkpoint",
-    image_size: tuple[int, int] | None,
-    names: tuple[str, ...] | None,
-    channel_order: str | None,
-) -> "Checkpoint":
-    """The checkpoint with what the user asked for in place of what it came with."""
-    config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    if image_size is not None:
-        config = dataclasses.replace(config, image_size=image_size)
-        preprocessing = preprocessing.with_crop(image_size)
-    if names is not None:
-        if len(names) != config.num_labels:
-            raise LabelsError(
-                f"labels: expected {config.num_labels} names, one for each class of the checkpoint, got {len(names)}; "
-                "give a file that names every class once"
-            )
-        config = dataclasses.replace(config, id2label=names)
-    if channel_order is not None:
-        preprocessing = dataclasses.replace(preprocessing, channel_order=channel_order)
-    if config.num_channels != 3:
-        raise ConversionError(
-            f"num_channels: expected 3, as an image input has, got {config.num_channels}; retrain on colour images"
-        )
-    if config.num_labels < 2:
-        raise ConversionError(
-            "classes: expected at least 2, since the probabilities come from a softmax, got 1; "
-            "give the head one output a class"
-        )
-    return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
-
-
-def _record(checkpoint: "Checkpoint", attention: str, precision: str, renamed: dict[int, str]) -> PackageRecord:
-    config = dataclasses.asdict(checkpoint.config)
-    del config["id2label"]  # the package has them as its class labels
-    return PackageRecord(
-        version=__version__,
-        variant=checkpoint.variant,
-        task=TASK,
-        attention=attention,
-        precision=precision,
-        weights=checkpoint.source,
-        preprocessing=checkpoint.preprocessing,
-        config=config,
-        labels_renamed={str(index): name for index, name in renamed.items()},
-    )
-
-
-def _pictures(directory: Path) -> list[Path]:
-    from mobilevit_coreml.images import images_in
-
-    return images_in(directory)
-
-
-def _verified(
-    package: Path, model: "ImageClassifier", record: PackageRecord, pictures: Sequence[Path] | None
-) -> "ClassifierFidelity":
-    """The saved package against the model it was made of, before batch norm was folded."""
-    from mobilevit_coreml.images import drawn_images, read_image
-    from mobilevit_coreml.verification import verify_classifier
-
-    if pictures is None:
-        prepared = iter(drawn_images(*record.preprocessing.crop))
-    else:
-        prepared = (record.preprocessing.prepare(read_image(path)) for path in pictures)
-    return verify_classifier(package, model, record.preprocessing, record.precision, prepared)
-
-
-def _notices(checkpoint: "Checkpoint") -> tuple[str, ...]:
-    labels = checkpoint.config.id2label
-    unnamed = labels == placeholder_labels(len(labels))
-    text = f"the checkpoint names no classes: they are called {labels[0]} to {labels[-1]}; give --labels"
-    return tuple(filter(None, (checkpoint.notice, text if unnamed else None)))
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, VARIANTS
+from mobilevit_coreml.conversion import STAGES, TARGETS, Conversion, Size, convert
+from mobilevit_coreml.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
+from mobilevit_coreml.package import MEGABYTE, SUFFIX
 
 
 def parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
         prog="python -m mobilevit_coreml.convert",
-        description="Convert a MobileViT checkpoint to a Core ML classifier package.",
+        description="Convert a MobileViT checkpoint to a Core ML package: classifier, segmenter or features.",
     )
     parser.add_argument(
         "--variant", metavar="NAME", help=f"{', '.join(VARIANTS)}; recognized from a checkpoint of your own"
+    )
+    parser.add_argument(
+        "--task", metavar="NAME", help=f"{', '.join(TASKS)}; by default what the weights were trained for"
     )
     parser.add_argument(
         "--weights",
@@ -243,11 +52,37 @@ def parser() -> Parser:
         help="split_einsum: the form Apple documents for the Neural Engine (default); packed: fewest operations",
     )
     parser.add_argument(
-        "--target", default="iOS16", metavar="OS", help=f"least deployment target: {', '.join(TARGETS)} (default iOS16)"
+        "--target",
+        metavar="OS",
+        help=f"least deployment target: {', '.join(TARGETS)} (default iOS16, for several image sizes iOS18)",
     )
     parser.add_argument(
-        "--image-size", type=_image_size, metavar="N|HxW", help="input size in pixels (default: the checkpoint's)"
+        "--image-size",
+        dest="image_sizes",
+        type=_image_sizes,
+        default=(),
+        metavar="N|HxW[,…]",
+        help="input size in pixels (default: the checkpoint's); several become functions of one package",
     )
+    parser.add_argument(
+        "--include-crop",
+        action="store_true",
+        help="take the picture before the centre crop, and crop inside: for Vision's .centerCrop",
+    )
+    parser.add_argument(
+        "--output-type",
+        metavar="TYPE",
+        help=f"what a segmenter puts out: {', '.join(OUTPUT_TYPES)} (default labels, class indices)",
+    )
+    parser.add_argument(
+        "--output-size",
+        metavar="SIZE",
+        help=f"a segmenter's output is as large as the {OUTPUT_SIZES[0]} (default), or as the {OUTPUT_SIZES[1]} has it",
+    )
+    parser.add_argument(
+        "--output-dtype", metavar="DTYPE", help=f"{' or '.join(DTYPES)} (default float32), of features and scores"
+    )
+    parser.add_argument("--hidden-states", action="store_true", help="put out the five stages' maps with the features")
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="class names: a line each, or JSON (default: the checkpoint's)"
     )
@@ -269,11 +104,13 @@ def parser() -> Parser:
     return parser
 
 
-def _image_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected pixels as N or HEIGHTxWIDTH, got {text!r}; 256 is usual")
-    return int(match[1]), int(match[2] or match[1])
+def _image_sizes(text: str) -> list[Size]:
+    matches = [re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", part) for part in text.split(",")]
+    if not all(matches):
+        raise argparse.ArgumentTypeError(
+            f"expected pixels as N or HEIGHTxWIDTH, several with commas, got {text!r}; 256 is usual"
+        )
+    return [(int(match[1]), int(match[2] or match[1])) for match in matches if match]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,12 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"note: {notice}", file=sys.stderr)
         if conversion.record.weights.untrained:
             print(UNTRAINED_WARNING, file=sys.stderr)
-        if conversion.fidelity is None or conversion.fidelity.passed:
+        if conversion.passed:
             return DONE
         print(f"failed: the package does not compute what PyTorch does; kept as {conversion.path}", file=sys.stderr)
         return FAILED
 
-    return run(command, stages=STAGES if values["verify"] else STAGES - 1)
+    return run(command, stages=len(STAGES) if values["verify"] else len(STAGES) - 1)
 
 
 UNTRAINED_WARNING = """
@@ -311,26 +148,48 @@ UNTRAINED_WARNING = """
 def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
     """What a person wants to know of a package at a glance, at most 80 columns wide."""
     record, weights = conversion.record, conversion.record.weights
-    height, width = record.preprocessing.crop
     origin = f"seed {weights.seed}" if weights.untrained else f"{weights.naming} naming, sha256 {weights.sha256:.12}…"
-    if conversion.fidelity is None:
-        verified = ["not verified"]
-    else:
-        from mobilevit_coreml.verification import report
-
-        verified = report(conversion.fidelity)
+    contracts = record.by_function()
+    pictures = ", ".join("{1}x{0}".format(*pixels.input_size) for pixels in contracts.values())
     rows = [
-        ("size", f"{conversion.bytes / MEGABYTE:.2f} MB"),
-        ("operations", f"{conversion.operations}"),
-        ("made for", f"{conversion.target}, {record.precision}, {record.attention} attention"),
-        ("input", f"{IMAGE}, {width}x{height} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"),
-        ("outputs", f"{CLASS_LABEL}; {CLASS_PROBABILITIES}, {conversion.classes} classes"),
-        ("weights", f"{weights.name} ({origin})"),
-        ("Swift class", re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)),
-        *zip(["verified", *[""] * len(verified)], verified, strict=False),
-        ("seconds", ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())),
+        ("size", [f"{conversion.bytes / MEGABYTE:.2f} MB"]),
+        ("operations", [f"{conversion.operations}"]),
+        ("made for", [f"{conversion.target}, {record.precision}, {record.attention} attention"]),
+        ("input", [f"{IMAGE}, {pictures} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
+        ("functions", [", ".join(contracts)] if record.sizes else []),
+        ("outputs", [_outputs(conversion)]),
+        ("weights", [f"{weights.name} ({origin})"]),
+        ("Swift class", [re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)]),
+        ("verified", _verdicts(conversion)),
+        ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
-    return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in rows)])
+    lines = [(name if first else "", text) for name, texts in rows for first, text in _marked(texts)]
+    return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in lines)])
+
+
+def _marked(texts: Sequence[str]) -> list[tuple[bool, str]]:
+    return [(index == 0, text) for index, text in enumerate(texts)]
+
+
+def _outputs(conversion: Conversion) -> str:
+    record = conversion.record
+    names = "; ".join(output_names(record.task, record.outputs))
+    classes = f", {conversion.classes} classes" if record.task in (CLASSIFICATION, SEGMENTATION) else ""
+    return f"{names}{classes}"
+
+
+def _verdicts(conversion: Conversion) -> list[str]:
+    if not conversion.fidelity:
+        return ["not verified"]
+    from mobilevit_coreml.verification import report
+
+    if not conversion.record.sizes:
+        return [line for fidelity in conversion.fidelity.values() for line in report(fidelity)]
+    return [
+        line
+        for name, fidelity in conversion.fidelity.items()
+        for line in (f"{name}:", *(f"  {line}" for line in report(fidelity)))
+    ]
 
 
 if __name__ == "__main__":

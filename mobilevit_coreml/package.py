@@ -1,83 +1,33 @@
-"""The package on disk: its name, what it says about itself, and how it gets there whole or not at all."""
+"""The package on disk: its name, and how it gets there whole or not at all."""
 
 import contextlib
-import dataclasses
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.checkpoints.source import WeightsSource
-from mobilevit_coreml.config import CUSTOM
+from mobilevit_coreml.config import CLASSIFICATION, CUSTOM, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.preprocessing import Preprocessing
 
 SUFFIX = ".mlpackage"
 UNTRAINED_SUFFIX = "_untrained"
 FAILED_SUFFIX = "_failed"
-METADATA_PREFIX = "mobilevit_coreml."
 MEGABYTE = 10**6
 
-# What a classifier's input and outputs are called; the last is coremltools' choice.
-IMAGE = "image"
-CLASS_LABEL = "classLabel"
-CLASS_PROBABILITIES = "classLabel_probs"
+
+_STEMS = {
+    CLASSIFICATION: "MobileViT_{variant}",
+    SEGMENTATION: "DeepLabV3_MobileViT_{variant}",
+    FEATURES: "MobileViT_{variant}_features",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class PackageRecord:
-    """What a package says of its making, under `mobilevit_coreml.*` in its user-defined metadata.
-
-    Enough to build the PyTorch side again and to prepare pictures for it. `config` is the network's
-    configuration without the labels, which the package carries itself; `labels_renamed` maps the
-    index of a class to the name it had before the names were made unique.
-    """
-
-    version: str
-    variant: str
-    task: str
-    attention: str
-    precision: str
-    weights: WeightsSource
-    preprocessing: Preprocessing
-    config: Mapping[str, Any]
-    labels_renamed: Mapping[str, str]
-
-    def to_metadata(self) -> dict[str, str]:
-        """As user-defined metadata, whose values are texts: JSON where there is a structure."""
-        texts = {name: getattr(self, name) for name in _TEXT_FIELDS}
-        texts["channel_order"] = self.preprocessing.channel_order  # again, for people who read it in Xcode
-        if self.weights.untrained:
-            texts["untrained"] = "true"
-        texts["weights"] = json.dumps({k: v for k, v in dataclasses.asdict(self.weights).items() if v is not None})
-        texts["preprocessing"] = json.dumps(dataclasses.asdict(self.preprocessing))
-        texts["config"] = json.dumps(self.config)
-        texts["labels_renamed"] = json.dumps(self.labels_renamed)
-        return {METADATA_PREFIX + name: text for name, text in texts.items()}
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> "PackageRecord":
-        """From a package's user-defined metadata; KeyError, ValueError or TypeError where that is no record."""
-        values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
-        values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
-        pixels = values.pop("preprocessing")
-        return cls(
-            weights=WeightsSource(**values.pop("weights")),
-            preprocessing=Preprocessing(**{**pixels, "crop": tuple(pixels["crop"])}),
-            **values,
-        )
-
-
-_TEXT_FIELDS = ("version", "variant", "task", "attention", "precision")
-_JSON_FIELDS = ("weights", "preprocessing", "config", "labels_renamed")
-
-
-def package_name(variant: str, precision: str) -> str:
+def package_name(task: str, variant: str, precision: str) -> str:
     """`MobileViT_XS_fp16`: Xcode makes a Swift class of this name."""
-    return f"MobileViT_{variant.upper() if variant != CUSTOM else 'Custom'}_{precision}"
+    stem = _STEMS[task].format(variant=variant.upper() if variant != CUSTOM else "Custom")
+    return f"{stem}_{precision}"
 
 
 def package_path(output: Path | None, name: str, untrained: bool) -> Path:

@@ -1,87 +1,54 @@
-"""What a package says of pictures, on any machine: `python -m mobilevit_coreml.predict PACKAGE IMAGE...`."""
+"""The command that asks a package about photographs: `python -m mobilevit_coreml.predict PACKAGE IMAGE...`."""
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from mobilevit_coreml.atomic import check_file_free, whole_file
 from mobilevit_coreml.command_line import DONE, NOT_RUN, Parser, Stages, run
-from mobilevit_coreml.errors import ConfigError, InputError, PackageError
-from mobilevit_coreml.package import CLASS_PROBABILITIES, IMAGE, PackageRecord
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
+from mobilevit_coreml.errors import InputError, OutputError
+from mobilevit_coreml.interface import POOLED
+from mobilevit_coreml.prediction import (
+    classify,
+    core_ml_is_here,
+    cosine_similarities,
+    extract_features,
+    read_record,
+    segment,
+)
 
-BACKENDS = ("auto", "coreml", "reference")
 TOP = 5
-
-
-def predict(package: Path, images: Sequence[Path], backend: str = "auto") -> Iterator[dict[str, float]]:
-    """The probability of each class for one picture after the other, most probable first.
-
-    Pictures are resized and cropped as the package's own record says. `backend` is "reference", the
-    evaluator in the package's precision on any machine, "coreml", or "auto": Core ML on a Mac.
-
-    Raises PackageError for a package without a record, InputError for what is no picture or backend.
-    """
-    return _predictions(package, read_record(package), images, backend)
-
-
-def _predictions(
-    package: Path, record: PackageRecord, images: Sequence[Path], backend: str
-) -> Iterator[dict[str, float]]:
-    from mobilevit_coreml.images import read_image
-
-    run_package = _runner(package, backend, record.precision)
-    for path in images:
-        picture = record.preprocessing.prepare(read_image(path))
-        probabilities = run_package({IMAGE: picture})[CLASS_PROBABILITIES]
-        yield dict(sorted(probabilities.items(), key=lambda entry: -entry[1]))
-
-
-def read_record(package: Path) -> PackageRecord:
-    """What a package records of its making; raises PackageError where it has none."""
-    from mobilevit_coreml.reference.program import read_specification
-
-    metadata = dict(read_specification(package).description.metadata.userDefined)
-    try:
-        return PackageRecord.from_metadata(metadata)
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
-        raise PackageError(
-            f"package {package}: expected the record of a conversion by mobilevit_coreml, got none that is whole "
-            f"({error}); convert the checkpoint with mobilevit_coreml"
-        ) from None
-
-
-def core_ml_is_here() -> bool:
-    """Whether this machine can run Core ML."""
-    return sys.platform == "darwin"
-
-
-def _runner(package: Path, backend: str, precision: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    if backend not in BACKENDS:
-        raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}; choose one of these")
-    if backend == "coreml" or (backend == "auto" and core_ml_is_here()):
-        from mobilevit_coreml._coremltools import ct
-
-        # the default, all compute units; the validator tries each of them in a process of its own
-        return ct.models.MLModel(str(package)).predict
-    from mobilevit_coreml.reference import ReferenceEvaluator
-
-    return ReferenceEvaluator(package, precision).run
+PICTURES = ("mask", "overlay", "legend")
+SHOWN = 4  # numbers of the pooled features
 
 
 def parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
         prog="python -m mobilevit_coreml.predict",
-        description="Print what a classifier package says of pictures.",
+        description="Ask a package about photographs. A classifier's most probable classes are printed; of a segmenter "
+        "the share of each class, and the mask, an overlay and a legend are written as pictures; of features their "
+        "shape, and how alike the photographs are.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="a .mlpackage made by mobilevit_coreml")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures in any format Pillow reads")
     parser.add_argument("--top", type=_count, default=TOP, metavar="K", help=f"classes to print (default {TOP})")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="the directory of a segmenter's pictures (default: here), or a .npz file for features (default: none)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace files of these names")
+    parser.add_argument("--function", metavar="NAME", help="of a package of several sizes (default: its first)")
     parser.add_argument(
         "--backend",
         default="auto",
@@ -105,18 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if values.backend == "coreml" and not core_ml_is_here():
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
-        results = []
         record = read_record(values.package)
-        ranked = _predictions(values.package, record, values.images, values.backend)
-        for path in values.images:
-            with stages("predict"):
-                classes = next(ranked)
-            results.append((path, list(classes.items())[: values.top]))
-            if not values.json:
-                tqdm.write(as_text(results[-1:]))  # past the bar
+        answer = {CLASSIFICATION: _classify, SEGMENTATION: _segment, FEATURES: _extract}[record.task]
+        answers = answer(values, stages)
         stages.close()
         if values.json:
-            print(as_json(results))
+            print(json.dumps(answers, indent=2, ensure_ascii=False))
         if record.weights.untrained:
             print("note: the package is made of untrained weights; its answers are noise", file=sys.stderr)
         return DONE
@@ -124,24 +85,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(command, stages=len(values.images))
 
 
-def as_text(results: Sequence[tuple[Path, list[tuple[str, float]]]]) -> str:
-    """A block of lines a picture."""
-    blocks = []
-    for path, classes in results:
-        blocks.append("\n".join([str(path), *(f"  {probability:7.2%}  {label}" for label, probability in classes)]))
-    return "\n".join(blocks)
+def _classify(values: argparse.Namespace, stages: Stages) -> Any:
+    """Print the classes; for JSON a list of objects with `image` and its `classes`: `label` and `probability`."""
+    if values.output is not None:
+        raise OutputError(f"output {values.output}: expected none of a classifier, which writes no files; leave it out")
+    predictions = classify(values.package, values.images, values.backend, values.function)
+    answers = []
+    for path in values.images:
+        with stages("predict"):
+            probabilities = next(predictions)
+        classes = list(probabilities.items())[: values.top]
+        _say(values, str(path), *(f"  {probability:7.2%}  {label}" for label, probability in classes))
+        entries = [{"label": label, "probability": probability} for label, probability in classes]
+        answers.append({"image": str(path), "classes": entries})
+    return answers
 
 
-def as_json(results: Sequence[tuple[Path, list[tuple[str, float]]]]) -> str:
-    """A list of objects with `image` and its `classes`, each with `label` and `probability`."""
-    return json.dumps(
-        [
-            {"image": str(path), "classes": [{"label": label, "probability": p} for label, p in classes]}
-            for path, classes in results
-        ],
-        indent=2,
-        ensure_ascii=False,
-    )
+def _segment(values: argparse.Namespace, stages: Stages) -> Any:
+    """Print the shares and write the pictures; for JSON `image`, `classes` (`label`, `share`) and `files`."""
+    from mobilevit_coreml.masks import colored, legend, overlay
+
+    directory = values.output or Path()
+    if not directory.is_dir():
+        raise OutputError(f"output {directory}: expected a directory for the masks, got none there; create it first")
+    files = {
+        path: [directory / f"{path.stem}_{kind}.png" for kind in ("mask", "overlay", "legend")]
+        for path in values.images
+    }
+    if len({path.stem for path in files}) < len(values.images):
+        raise InputError(
+            "images: expected a name each, since the masks are called after them, got one twice; rename it"
+        )
+    for file in itertools.chain(*files.values()):
+        check_file_free(file, values.force)
+    predictions = segment(values.package, values.images, values.backend, values.function)
+    answers = []
+    for path in values.images:
+        with stages("predict"):
+            found = next(predictions)
+            colors = list(found.colors.values())
+            pictures = (
+                colored(found.class_map, colors),
+                overlay(found.photograph, found.class_map, colors),
+                legend(found.shares, found.colors),
+            )
+            for file, picture in zip(files[path], pictures, strict=True):
+                with whole_file(file) as opened:
+                    picture.save(opened, "PNG")
+        written = ", ".join(map(str, files[path]))
+        _say(
+            values, str(path), *(f"  {share:7.2%}  {label}" for label, share in found.shares.items()), f"  -> {written}"
+        )
+        shares = [{"label": label, "share": share} for label, share in found.shares.items()]
+        answers.append({"image": str(path), "classes": shares, "files": list(map(str, files[path]))})
+    return answers
+
+
+def _extract(values: argparse.Namespace, stages: Stages) -> Any:
+    """Print shapes and likeness, and save the arrays; for JSON `images`, each with `pooled`, and `cosine` of all."""
+    import numpy as np
+
+    if values.output is not None:
+        if values.output.suffix != ".npz":
+            raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
+        check_file_free(values.output, values.force)
+    predictions = extract_features(values.package, values.images, values.backend, values.function)
+    features = []
+    for path in values.images:
+        with stages("predict"):
+            features.append(next(predictions))
+        pooled = features[-1][POOLED][0]
+        first = " ".join(f"{value:.3g}" for value in pooled[:SHOWN])
+        shapes = [f"  {name:<12} {' x '.join(map(str, array.shape))}" for name, array in features[-1].items()]
+        _say(values, str(path), *shapes, f"  {'of pooled':<12} length {np.linalg.norm(pooled):.4g}, {first} …")
+    if values.output is not None:
+        arrays = {name: np.concatenate([entry[name] for entry in features]) for name in features[0]}
+        with whole_file(values.output) as opened:
+            np.savez(opened, allow_pickle=False, images=np.array([str(path) for path in values.images]), **arrays)
+        _say(values, f"-> {values.output}")
+    cosines = cosine_similarities(np.concatenate([entry[POOLED] for entry in features]))
+    pairs = itertools.combinations(range(len(features)), 2)
+    lines = [f"  {cosines[i, j]:7.4f}  {values.images[i]}  {values.images[j]}" for i, j in pairs]
+    if lines:
+        _say(values, "cosine similarity of pooled", *lines)
+    entries = [
+        {"image": str(path), POOLED: entry[POOLED][0].tolist()}
+        for path, entry in zip(values.images, features, strict=True)
+    ]
+    return {"images": entries, "cosine": cosines.tolist()}
+
+
+def _say(values: argparse.Namespace, *lines: str) -> None:
+    if not values.json:
+        tqdm.write("\n".join(lines))  # past the bar
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 CHANNEL_ORDERS = ("BGR", "RGB")
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-CLASSIFICATION_MARGIN = Fraction(288, 256)  # shorter edge before the crop, per crop side (Apple's evaluation)
+# Shorter edge before the crop, per crop side (Apple's evaluations)
+MARGINS = {CLASSIFICATION: Fraction(288, 256), SEGMENTATION: Fraction(544, 512), FEATURES: Fraction(288, 256)}
 MAX_SIDE = 8192  # pixels
 MAX_SCALE = 1000
 MAX_RESIZED = 100_000_000  # pixels of the resized picture before the crop
@@ -24,7 +26,9 @@ MAX_RESIZED = 100_000_000  # pixels of the resized picture before the crop
 class Preprocessing:
     """Resize the shorter edge to `resize` pixels, cut `crop` (height, width) from the centre, scale, order channels.
 
-    The package does the last two itself; resizing and cropping are the app's.
+    The package does the last two itself; resizing and cropping are the app's, or with `include_crop`
+    only the resizing: the package then takes what the crop is cut from. In masks that are made with
+    `reduce_labels` the value of a class is one more than its index, and 0 does not count.
     """
 
     resize: int
@@ -32,6 +36,8 @@ class Preprocessing:
     channel_order: str  # BGR or RGB
     interpolation: str = "bilinear"
     scale: float = 1 / 255
+    include_crop: bool = False
+    reduce_labels: bool = False
 
     def __post_init__(self) -> None:
         sides = (self.resize, *self.crop)
@@ -48,42 +54,90 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: expected a scale above 0, at most {MAX_SCALE}, got {self.scale!r}; 1/255 is usual"
             )
+        if self.include_crop and self.resize < min(self.crop):
+            raise ConfigError(
+                f"include_crop: expected a shorter edge of at least the crop's, {min(self.crop)} pixels, "
+                f"got {self.resize}; leave it out"
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the picture the package takes, pixels."""
+        return (max(self.resize, self.crop[0]), max(self.resize, self.crop[1])) if self.include_crop else self.crop
 
     def with_crop(self, crop: tuple[int, int]) -> Self:
         """The same contract at another size: the margin around the crop keeps its proportion."""
-        margin = Fraction(self.resize, min(self.crop))
-        return dataclasses.replace(self, crop=crop, resize=max(round(min(crop) * margin), 1))
+        if min(crop) == min(self.crop):
+            return dataclasses.replace(self, crop=crop)
+        resize = _with_margin(min(crop), Fraction(self.resize, min(self.crop)))
+        return dataclasses.replace(self, crop=crop, resize=max(resize, 1))
 
     def prepare(self, image: "Image.Image") -> "Image.Image":
-        """The RGB picture of `crop` size that the package's image input takes.
+        """The RGB picture of `input_size` that the package's image input takes.
 
         Of pictures with 8 or 16 bits a channel; EXIF orientation is applied; what is smaller than the
         crop is padded black. Raises InputError for pictures of other numbers, or far longer than wide.
         """
-        image = _upright_rgb(image)
-        short, long = sorted(image.size)
-        new_long = int(self.resize * long / short)
-        if new_long * self.resize > MAX_RESIZED:
-            raise InputError(
-                f"image: expected one that is not far longer than wide, got {image.width}x{image.height}; crop it first"
-            )
-        size = (self.resize, new_long) if image.width <= image.height else (new_long, self.resize)
-        image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        height, width = self.crop
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        image = upright_rgb(image)
+        image = image.resize(self._resized(image.size), INTERPOLATIONS[self.interpolation])
+        return _center_crop(image, self.input_size)
+
+    def prepare_mask(self, mask: "Image.Image") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """The class indices (H, W) uint8 of a mask, of `crop` size, that belong to `prepare`'s picture; 255 is void.
+
+        `mask` has 8 bits a pixel, as class indices or as a palette's. Beyond its edges it is 0, as the
+        reference has it.
+        """
+        import numpy as np
+        from PIL import Image
+
+        if mask.mode not in ("L", "P"):
+            raise InputError(f"mask: expected a class index a pixel (mode L or P), got mode {mask.mode}")
+        indices = np.asarray(mask)
+        if self.reduce_labels:
+            indices = np.where(indices == 0, 255, np.where(indices == 255, 255, indices - 1)).astype(np.uint8)
+        resized = Image.fromarray(indices).resize(self._resized(mask.size), INTERPOLATIONS["nearest"])
+        return np.array(_center_crop(resized, self.crop))
+
+    def covered(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the crop in an upright picture of `size` (width, height), in its pixels.
+
+        What is beyond the edges is padding.
+        """
+        width, height = self._resized(size)
+        left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
+        x, y = size[0] / width, size[1] / height
+        return left * x, top * y, (left + self.crop[1]) * x, (top + self.crop[0]) * y
 
     def pixels(self, image: "Image.Image") -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """What the network sees of a picture of `crop` size: (1, 3, H, W) float32 in the channel order."""
+        """What the network sees of a picture of `input_size`: (1, 3, H, W) float32 in the channel order."""
         import numpy as np
 
-        values = np.asarray(image.convert("RGB"), dtype=np.float32) * np.float32(self.scale)  # H W C
+        values = np.asarray(_center_crop(image.convert("RGB"), self.crop), dtype=np.float32)  # H W C
+        values = values * np.float32(self.scale)
         if self.channel_order == "BGR":
             values = values[:, :, ::-1]
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) with the shorter edge at `resize`."""
+        short, long = sorted(size)
+        new_long = int(self.resize * long / short)
+        if new_long * self.resize > MAX_RESIZED:
+            raise InputError(
+                f"image: expected one that is not far longer than wide, got {size[0]}x{size[1]}; crop it first"
+            )
+        return (self.resize, new_long) if size[0] <= size[1] else (new_long, self.resize)
 
-def _upright_rgb(image: "Image.Image") -> "Image.Image":
+
+def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def upright_rgb(image: "Image.Image") -> "Image.Image":
+    """A picture of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -98,9 +152,16 @@ def _upright_rgb(image: "Image.Image") -> "Image.Image":
     return image.convert("RGB")
 
 
-def classification_preprocessing(crop: tuple[int, int], channel_order: str) -> Preprocessing:
-    """Apple's evaluation of the classifiers: shorter edge 288, centre 256, or that proportion of another crop."""
-    return Preprocessing(round(min(crop) * CLASSIFICATION_MARGIN), crop, channel_order)
+def default_preprocessing(task: str, crop: tuple[int, int], channel_order: str) -> Preprocessing:
+    """Apple's evaluation: shorter edge 288 and centre 256 of the classifiers, 544 and 512 of the segmenters.
+
+    At another crop the margin keeps its proportion, in whole pixels on either side.
+    """
+    return Preprocessing(_with_margin(min(crop), MARGINS[task]), crop, channel_order)
+
+
+def _with_margin(side: int, proportion: Fraction) -> int:
+    return side + 2 * round(side * (proportion - 1) / 2)
 
 
 def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
@@ -130,7 +191,8 @@ def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source:
         raise CheckpointError(f"{source}: resample: expected 0 to 5 as in Pillow, got {resample!r}; 2 is bilinear")
     flips = values.get("do_flip_channel_order")
     order = default.channel_order if flips is None else "BGR" if flips else "RGB"
-    return Preprocessing(resize, crop, order, names[0], float(scale))
+    reduces = values.get("do_reduce_labels", default.reduce_labels)
+    return Preprocessing(resize, crop, order, names[0], float(scale), reduce_labels=bool(reduces))
 
 
 def timm_settings(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,110 +2,149 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mobilevit_coreml.model import ImageClassifier
-from mobilevit_coreml.package import CLASS_PROBABILITIES, IMAGE
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
+from mobilevit_coreml.interface import CLASS_PROBABILITIES, IMAGE, LABELS, LOGITS, MASK, OutputForm, output_names
+from mobilevit_coreml.metrics import MaskFidelity, MaskMeter, RankingFidelity, RankingMeter, SignalFidelity, SignalMeter
+from mobilevit_coreml.mil.deployed import output_of_logits
+from mobilevit_coreml.model import Model
 from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.record import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.reference.comparison import snr
-from mobilevit_coreml.reference.program import Ref
 
-GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of the logits, by the package's precision
-TOP = 5
+# the network's logits: operations are named after their modules
+CLASSIFIER, HEAD = "classifier", "head_classifier"
+CLASSIFIER, HEAD = "classifier", "head_classifier"  # the logits: operations are named after their modules
+GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of what the network itself puts out, by the package's precision
+# Share of a mask's pixels. Where two classes come close rounding decides, and an untrained network is nowhere sure.
+MASK_GATES = {"fp16": 0.97, "fp32": 0.999}
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierFidelity:
-    """A classifier package against its PyTorch model in fp32, over a number of pictures.
+class Fidelity:
+    """A function of a package against its PyTorch model in fp32, over a number of pictures.
 
-    `snr` (dB) and `cosine` are of the logits, all pictures together; `worst_snr` is of the worst
-    picture alone. `max_abs_difference` is the largest of a probability. Agreements are shares of
-    the pictures: the same class first, and the same set of first five. `margin` is the smallest
-    distance, in probability, between PyTorch's first two classes: a first class that changes
-    at a tiny margin is no fault.
+    `signals` are of a classifier's or segmenter's logits and of whatever real numbers are put out as
+    arrays, by name; `ranking` is of a classifier's probabilities, `masks` of a segmenter's classes.
     """
 
     images: int
-    snr: float
-    worst_snr: float
-    cosine: float
-    max_abs_difference: float
-    top1_agreement: float
-    top5_agreement: float
-    margin: float
-    gate: float
+    gate: float  # dB, of every signal
+    mask_gate: float  # share of a mask's pixels
+    signals: Mapping[str, SignalFidelity]
+    ranking: RankingFidelity | None = None
+    masks: MaskFidelity | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the SNR reaches the gate; what is not a number does not."""
-        return self.snr >= self.gate
+        """Whether everything reaches its gate; what is not a number does not."""
+        agree = self.masks is None or self.masks.pixel_agreement >= self.mask_gate
+        return agree and all(signal.snr >= self.gate for signal in self.signals.values())
 
 
 @torch.inference_mode()
-def verify_classifier(
-    package: Path, model: ImageClassifier, preprocessing: Preprocessing, precision: str, images: Iterable[Image.Image]
-) -> ClassifierFidelity:
-    """Run a saved package and its model on pictures of the crop's size, RGB."""
-    evaluator = ReferenceEvaluator(package, precision)
-    logits_name = _logits_name(evaluator)
-    rows = [_one_picture(evaluator, logits_name, model, preprocessing, image) for image in images]
-    reference, output = (torch.cat([row[i] for row in rows]) for i in (0, 1))
-    probabilities, package_probabilities = (torch.stack([row[i] for row in rows]) for i in (2, 3))
-    top = min(TOP, probabilities.shape[1])
-    first, package_first = probabilities.topk(top).indices, package_probabilities.topk(top).indices
-    same_five = [set(a.tolist()) == set(b.tolist()) for a, b in zip(first, package_first, strict=True)]
-    top2 = probabilities.topk(2).values
-    return ClassifierFidelity(
-        images=len(rows),
-        snr=snr(reference, output),
-        worst_snr=min(snr(row[0], row[1]) for row in rows),
-        cosine=float(torch.cosine_similarity(reference.flatten().double(), output.flatten().double(), dim=0)),
-        max_abs_difference=float((probabilities - package_probabilities).abs().max()),
-        top1_agreement=float((first[:, 0] == package_first[:, 0]).float().mean()),
-        top5_agreement=sum(same_five) / len(same_five),
-        margin=float((top2[:, 0] - top2[:, 1]).min()),
-        gate=GATES[precision],
+def verify(
+    package: Path,
+    model: Model,
+    record: PackageRecord,
+    preprocessing: Preprocessing,
+    images: Iterable[Image.Image],
+    function_name: str | None = None,
+) -> Fidelity:
+    """Run a function of a saved package, and its model, on RGB pictures of preprocessing.input_size."""
+    evaluator = ReferenceEvaluator(package, record.precision, function_name)
+    compare = {CLASSIFICATION: _compare_classifier, SEGMENTATION: _compare_segmenter, FEATURES: _compare_features}
+    meters = _Meters(defaultdict(SignalMeter), RankingMeter(), MaskMeter(model.config.num_labels))
+    count = 0
+    for image in images:
+        pixels = torch.from_numpy(preprocessing.pixels(image))
+        compare[record.task](evaluator, model, record.outputs, image, pixels, meters)
+        count += 1
+    return Fidelity(
+        count,
+        GATES[record.precision],
+        MASK_GATES[record.precision],
+        {name: meter.result() for name, meter in meters.signals.items()},
+        meters.ranking.result() if record.task == CLASSIFICATION else None,
+        meters.masks.result() if record.task == SEGMENTATION else None,
     )
 
 
-def _one_picture(
-    evaluator: ReferenceEvaluator,
-    logits_name: str,
-    model: ImageClassifier,
-    preprocessing: Preprocessing,
-    image: Image.Image,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits (1, classes) of the model and of the package, probabilities (classes,) of both."""
-    logits = model(torch.from_numpy(preprocessing.pixels(image))).logits
-    outputs = evaluator.run({IMAGE: image}, capture=[logits_name])
-    package_probabilities = torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
-    return logits, torch.from_numpy(outputs[logits_name]), logits.softmax(1)[0], package_probabilities
+class _Meters(NamedTuple):
+    signals: dict[str, SignalMeter]
+    ranking: RankingMeter
+    masks: MaskMeter
 
 
-def _logits_name(evaluator: ReferenceEvaluator) -> str:
-    """What the program calls the logits: the value its last softmax reads."""
-    (*_, softmax) = (operation for operation in evaluator.function.operations if operation.type == "softmax")
-    logits = softmax.inputs["x"]
-    assert isinstance(logits, Ref)
-    return logits.name
+def _compare_classifier(
+    evaluator: ReferenceEvaluator, model: Model, _form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
+) -> None:
+    logits = model(pixels).logits
+    outputs = evaluator.run({IMAGE: image}, capture=[CLASSIFIER])
+    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[CLASSIFIER]))
+    meters.ranking.add(logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values())))
 
 
-def report(fidelity: ClassifierFidelity) -> list[str]:
-    """A verification in short lines."""
+def _compare_segmenter(
+    evaluator: ReferenceEvaluator, model: Model, form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
+) -> None:
+    logits = model(pixels).logits
+    (name,) = output_names(SEGMENTATION, form)
+    captured = HEAD if any(HEAD in operation.outputs for operation in evaluator.function.operations) else name
+    outputs = evaluator.run({IMAGE: image}, capture=[captured])
+    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[captured]))
+    expected, output = output_of_logits(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
+    if form.type not in (LABELS, MASK):
+        if captured != name:
+            meters.signals["output"].add(expected, output)
+        expected, output = expected.argmax(1), output.argmax(1)
+    meters.masks.add(expected, output)
+
+
+def _compare_features(
+    evaluator: ReferenceEvaluator, model: Model, form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
+) -> None:
+    result = model(pixels)
+    outputs = evaluator.run({IMAGE: image})
+    values = (result.pooled, result.feature_map, *result.hidden_states)
+    for name, value in zip(output_names(FEATURES, form), values, strict=False):  # the stages may be left out
+        meters.signals[name].add(value, torch.from_numpy(outputs[name]))
+
+
+def report(fidelity: Fidelity) -> list[str]:
+    """A verification in short lines, the worst signal first."""
     f = fidelity
-    return [
-        f"{'PASS' if f.passed else 'FAIL'}, logits {_db(f.snr)} SNR against PyTorch fp32 (gate {f.gate:g} dB)",
-        f"worst picture {_db(f.worst_snr)}, cosine {f.cosine:.6f}",
-        f"largest difference of a probability {f.max_abs_difference:.2g}",
-        f"top-1 equal on {f.top1_agreement:.0%}, top-5 on {f.top5_agreement:.0%} of {f.images} pictures",
-        f"smallest top-1 margin {f.margin:.2g}",
+    ranked = sorted(f.signals.items(), key=lambda entry: -math.inf if math.isnan(entry[1].snr) else entry[1].snr)
+    (name, worst), *others = ranked
+    lines = [
+        f"{'PASS' if f.passed else 'FAIL'}, {name} {_db(worst.snr)} SNR against PyTorch fp32 (gate {f.gate:g} dB)",
+        f"worst picture {_db(worst.worst_snr)}, cosine {worst.cosine:.6f}",
+        *(f"{other} {_db(s.snr)}, worst picture {_db(s.worst_snr)}, cosine {s.cosine:.6f}" for other, s in others),
     ]
+    if f.ranking is not None:
+        lines += [
+            f"largest difference of a probability {f.ranking.max_abs_difference:.2g}",
+            f"top-1 equal on {f.ranking.top1_agreement:.0%}, top-5 on {f.ranking.top5_agreement:.0%} "
+            f"of {f.images} pictures",
+            f"smallest top-1 margin {f.ranking.margin:.2g}",
+        ]
+    elif f.masks is not None:
+        lines += [
+            f"pixel agreement {f.masks.pixel_agreement:.2%} (gate {f.mask_gate:.0%})",
+            f"mean IoU {f.masks.mean_iou:.3f} over {f.masks.classes} classes, {f.images} pictures",
+        ]
+    else:
+        lines.append(f"over {f.images} pictures")
+    return lines
 
 
 def _db(value: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.convert import convert
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier
 

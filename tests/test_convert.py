@@ -22,7 +22,7 @@ import mobilevit_coreml
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.convert import main
 from mobilevit_coreml.images import drawn_images
-from mobilevit_coreml.package import PackageRecord
+from mobilevit_coreml.record import PackageRecord
 from tests.peers import hugging_face_classifier
 
 COMMAND = [sys.executable, "-m", "mobilevit_coreml.convert"]

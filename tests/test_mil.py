@@ -11,7 +11,7 @@ from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.mil import classifier_program, count_operations
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
-from mobilevit_coreml.preprocessing import classification_preprocessing
+from mobilevit_coreml.preprocessing import default_preprocessing
 from tests.peers import hugging_face_classifier, ours
 
 LABELS = tuple(f"class {index}" for index in range(1000))
@@ -20,7 +20,9 @@ LABELS = tuple(f"class {index}" for index in range(1000))
 @cache
 def program(variant: str, attention: str, size: int = 256, precision: str = "fp16", target: str = "iOS16") -> Any:
     model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention))
-    return classifier_program(model, LABELS, classification_preprocessing((size, size), "BGR"), target, precision)
+    return classifier_program(
+        model, LABELS, default_preprocessing("classification", (size, size), "BGR"), target, precision
+    )
 
 
 def operations(program: Any) -> list[Any]:
@@ -97,4 +99,4 @@ def test_a_map_that_does_not_divide_is_resized_to_exact_sizes_with_half_pixel_ce
 def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        classifier_program(model, LABELS, classification_preprocessing((64, 64), "BGR"), "iOS16", "fp16")
+        classifier_program(model, LABELS, default_preprocessing("classification", (64, 64), "BGR"), "iOS16", "fp16")

@@ -12,7 +12,7 @@ import torch
 
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.convert import convert
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.predict import main, predict

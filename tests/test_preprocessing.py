@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mobilevit_coreml.errors import ConfigError, InputError
-from mobilevit_coreml.preprocessing import Preprocessing, classification_preprocessing
+from mobilevit_coreml.preprocessing import Preprocessing, default_preprocessing
 
 
 def drawn(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -41,20 +41,20 @@ def test_crops_are_the_reference_processors(size: tuple[int, int], order: str) -
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
 def test_every_mode_becomes_colour(mode: str) -> None:
-    prepared = classification_preprocessing((256, 256), "BGR").prepare(drawn(300, 400, mode))
+    prepared = default_preprocessing("classification", (256, 256), "BGR").prepare(drawn(300, 400, mode))
     assert (prepared.mode, prepared.size) == ("RGB", (256, 256))
 
 
 def test_sixteen_bits_become_eight() -> None:
     eight = drawn(300, 300, "L")
     sixteen = Image.fromarray(np.asarray(eight).astype(np.uint16) * 257)
-    prepare = classification_preprocessing((256, 256), "BGR").prepare
+    prepare = default_preprocessing("classification", (256, 256), "BGR").prepare
     assert sixteen.mode == "I;16"
     assert np.array_equal(np.asarray(prepare(sixteen)), np.asarray(prepare(eight)))
 
 
 def test_pictures_that_cannot_be_prepared() -> None:
-    prepare = classification_preprocessing((256, 256), "BGR").prepare
+    prepare = default_preprocessing("classification", (256, 256), "BGR").prepare
     with pytest.raises(InputError, match="expected integers of 8 or 16 bits, got floating point"):
         prepare(drawn(30, 30, "F"))
     with pytest.raises(InputError, match="expected one that is not far longer than wide, got 1x40000; crop it first"):
@@ -82,12 +82,12 @@ def test_orientation_is_applied() -> None:
     image = drawn(300, 400)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6  # rotate by 270 degrees to see it upright
-    preprocessing = classification_preprocessing((256, 256), "BGR")
+    preprocessing = default_preprocessing("classification", (256, 256), "BGR")
     assert np.array_equal(np.asarray(preprocessing.prepare(turned)), np.asarray(preprocessing.prepare(image)))
 
 
 def test_another_size_keeps_the_margin() -> None:
-    preprocessing = classification_preprocessing((256, 256), "BGR")
+    preprocessing = default_preprocessing("classification", (256, 256), "BGR")
     assert preprocessing.resize == 288
     assert preprocessing.with_crop((512, 512)).resize == 576
     assert preprocessing.with_crop((320, 256)).resize == 288

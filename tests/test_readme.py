@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilevit_coreml.convert import convert
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import drawn_images
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,16 @@ from mobilevit_coreml.model.backbone import DEPTHS
 CVNETS = Naming(
     name="cvnets",
     marker="conv_1.block.conv.weight",
+    optional_prefix="encoder.",  # a segmenter's backbone has it
+    heads=("classifier.", "seg_head."),
+    unused=("seg_head.aux_head.",),  # of training only
+    aliases=((r"^seg_head\.classifier\.classifier\.", "seg_head.classifier."),),  # v0.1 has it twice
     channel_order="BGR",
     renames=(
+        (r"^head\.branches\.(\d)\.", r"seg_head.aspp.aspp_layer.convs.\1.block."),
+        (r"^head\.pool\.", "seg_head.aspp.aspp_layer.convs.4.aspp_pool.conv_1x1.block."),
+        (r"^head\.project\.", "seg_head.aspp.aspp_layer.project.block."),
+        (r"^head\.classifier\.", "seg_head.classifier.block.conv."),
         (r"^backbone\.stem\.", "conv_1.block."),
         (r"^backbone\.expand\.", "conv_1x1_exp.block."),
         (r"^backbone\.stage", "layer_"),

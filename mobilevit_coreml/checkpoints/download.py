@@ -3,10 +3,20 @@
 import re
 from pathlib import Path
 
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import CheckpointError
 
-# Apple's classifiers on ImageNet-1k
-PUBLISHED = {"xxs": "apple/mobilevit-xx-small", "xs": "apple/mobilevit-x-small", "s": "apple/mobilevit-small"}
+# Apple's, by task and variant: on ImageNet-1k, and of segmenters on PASCAL VOC
+_CLASSIFIERS = {"xxs": "apple/mobilevit-xx-small", "xs": "apple/mobilevit-x-small", "s": "apple/mobilevit-small"}
+PUBLISHED = {
+    CLASSIFICATION: _CLASSIFIERS,
+    SEGMENTATION: {
+        "xxs": "apple/deeplabv3-mobilevit-xx-small",
+        "xs": "apple/deeplabv3-mobilevit-x-small",
+        "s": "apple/deeplabv3-mobilevit-small",
+    },
+    FEATURES: _CLASSIFIERS,  # their backbones
+}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")

@@ -1,4 +1,4 @@
-"""Names in transformers' `MobileViTForImageClassification`."""
+"""Names in transformers' MobileViT models: classifier, segmenter, and the one without a head."""
 
 from mobilevit_coreml.checkpoints.naming import Naming
 
@@ -6,8 +6,13 @@ HUGGING_FACE = Naming(
     name="Hugging Face",
     marker="conv_stem.convolution.weight",
     optional_prefix="mobilevit.",  # a bare MobileViTModel has none
+    heads=("classifier.", "segmentation_head."),
     channel_order="BGR",
     renames=(
+        (r"^head\.branches\.", "segmentation_head.aspp.convs."),
+        (r"^head\.pool\.", "segmentation_head.aspp.convs.4.conv_1x1."),
+        (r"^head\.project\.", "segmentation_head.aspp.project."),
+        (r"^head\.classifier\.", "segmentation_head.classifier.convolution."),
         (r"^backbone\.stem\.", "conv_stem."),
         *((rf"^backbone\.stage{stage}\.", f"encoder.layer.{stage - 1}.") for stage in range(1, 6)),
         (r"^encoder\.layer\.([01])\.", r"encoder.layer.\1.layer."),

@@ -11,16 +11,26 @@ from mobilevit_coreml.checkpoints.cvnets import CVNETS
 from mobilevit_coreml.checkpoints.download import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
 from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
-from mobilevit_coreml.checkpoints.naming import infer_config, own_state, recognize
+from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, own_state, recognize, trained_for
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
-from mobilevit_coreml.config import VARIANTS, MobileViTConfig, config_from_hugging_face, variant_of
+from mobilevit_coreml.config import (
+    CLASSIFICATION,
+    FEATURES,
+    SEGMENTATION,
+    VARIANTS,
+    MobileViTConfig,
+    config_from_hugging_face,
+    published_config,
+    variant_of,
+)
 from mobilevit_coreml.errors import CheckpointError
-from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping
+from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, voc_labels
+from mobilevit_coreml.model import Model, model_for
 from mobilevit_coreml.preprocessing import (
     Preprocessing,
-    classification_preprocessing,
+    default_preprocessing,
     from_hugging_face,
     from_timm,
     timm_settings,
@@ -28,14 +38,18 @@ from mobilevit_coreml.preprocessing import (
 
 NAMINGS = (HUGGING_FACE, CVNETS, TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-SEGMENTATION_HEADS = ("segmentation_head.", "seg_head.")  # in Hugging Face and cvnets naming
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights under the model's own names, with all that belongs to them. `notice` is for the user to read."""
+    """Weights under the own names of a task's model, with all that belongs to them.
 
+    `expand` is whether they have the backbone's last convolution, `notice` for the user to read.
+    """
+
+    task: str
+    expand: bool
     config: MobileViTConfig
     state: dict[str, Tensor]
     preprocessing: Preprocessing
@@ -47,13 +61,20 @@ class Checkpoint:
         """xxs, xs, s or custom."""
         return variant_of(self.config)
 
+    def model(self, attention: str = "split_einsum") -> Model:
+        """The model with these weights, in eval mode."""
+        model = model_for(self.task, self.config, attention, self.expand)
+        model.load_state_dict(self.state, strict=False)  # `own_state` was strict; batch norm's step counters are absent
+        return model.eval()
 
-def load_checkpoint(weights: str = AUTO, variant: str | None = None) -> Checkpoint:
+
+def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str | None = None) -> Checkpoint:
     """Weights by any of the names a user may have for them.
 
     `weights` is "auto" (Apple's published weights, or untrained ones where the hub cannot be
     reached), "pretrained" (the same, or an error), "untrained", a file, a directory, or a hub id.
-    Source and variant are recognized from keys and shapes.
+    Source and variant are recognized from keys and shapes, and so is the task unless it is given:
+    any weights will do for features, the others need their head.
 
     Raises CheckpointError, or ConfigError where the configuration beside the weights is at fault.
     """
@@ -62,12 +83,12 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None) -> Checkpoi
             raise CheckpointError(
                 f"--weights {weights}: expected a --variant beside it ({', '.join(VARIANTS)}), got none; add one"
             )
-        return _published(weights, variant)
+        return _published(weights, variant, task or CLASSIFICATION)
     path = Path(weights).expanduser()
     if path.is_dir():
-        checkpoint = _from_directory(path, weights)
+        checkpoint = _from_directory(path, weights, task)
     elif path.is_file():
-        checkpoint = _from_file(path, weights, beside={}, preprocessor={})
+        checkpoint = _from_file(path, weights, task, beside={}, preprocessor={})
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
             f"weights {weights}: expected a file, a directory, a hub id (owner/name) or one of {AUTO}, {PRETRAINED}, "
@@ -75,7 +96,7 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None) -> Checkpoi
         )
     else:
         try:
-            checkpoint = _from_hub(weights)
+            checkpoint = _from_hub(weights, task)
         except HubUnreachableError as error:
             raise HubUnreachableError(f"no path {weights} here; {error}") from None
     if variant is not None and checkpoint.variant != variant:
@@ -86,33 +107,35 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None) -> Checkpoi
     return checkpoint
 
 
-def _published(weights: str, variant: str) -> Checkpoint:
+def _published(weights: str, variant: str, task: str) -> Checkpoint:
     notice = None
     if weights != UNTRAINED:
         try:
-            return _from_hub(PUBLISHED[variant])
+            return _from_hub(PUBLISHED[task][variant], task)
         except HubUnreachableError as error:
             if weights == PRETRAINED:
                 raise
             notice = str(error)
-    config = VARIANTS[variant]
+    config = published_config(variant, task)
     return Checkpoint(
+        task,
+        task != SEGMENTATION,
         config,
-        untrained_state(config, SEED),
-        classification_preprocessing(config.image_hw, HUGGING_FACE.channel_order),
+        untrained_state(config, SEED, task),
+        default_preprocessing(task, config.image_hw, HUGGING_FACE.channel_order),
         WeightsSource(UNTRAINED, "mobilevit_coreml", seed=SEED),
         notice,
     )
 
 
-def _from_hub(hub_id: str) -> Checkpoint:
+def _from_hub(hub_id: str, task: str | None) -> Checkpoint:
     directory = snapshot(hub_id)
-    checkpoint = _from_directory(directory, hub_id)
+    checkpoint = _from_directory(directory, hub_id, task)
     source = dataclasses.replace(checkpoint.source, revision=directory.name)
     return dataclasses.replace(checkpoint, source=source)
 
 
-def _from_directory(directory: Path, name: str) -> Checkpoint:
+def _from_directory(directory: Path, name: str, task: str | None) -> Checkpoint:
     preferred = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     others = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if not preferred and len(others) != 1:
@@ -123,18 +146,22 @@ def _from_directory(directory: Path, name: str) -> Checkpoint:
         )
     configs = [directory / "config.json", directory / "preprocessor_config.json"]
     beside, preprocessor = (read_json_object(path) if path.is_file() else {} for path in configs)
-    return _from_file((preferred or others)[0], name, beside, preprocessor)
+    return _from_file((preferred or others)[0], name, task, beside, preprocessor)
 
 
-def _from_file(path: Path, name: str, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Checkpoint:
+def _from_file(
+    path: Path, name: str, task: str | None, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> Checkpoint:
     naming, tensors = recognize(read_tensors(path), NAMINGS, name)
-    if any(key.startswith(SEGMENTATION_HEADS) for key in tensors):
+    trained = trained_for(tensors, naming)
+    task = task or trained
+    if task not in (trained, FEATURES):
         raise CheckpointError(
-            f"weights {name}: expected a classifier, got a segmenter with DeepLabV3's head; "
-            "only classifiers can be made into packages so far"
+            f"weights {name}: expected weights for {task} (--task), got weights for {trained} (from their keys); "
+            "drop --task or give other weights"
         )
-    config = infer_config(tensors, naming)
-    preprocessing = classification_preprocessing(config.image_hw, naming.channel_order)
+    config = infer_config(tensors, naming, trained)
+    preprocessing = default_preprocessing(trained, config.image_hw, naming.channel_order)
     if naming is TIMM and beside:
         config = _timm_labels(config, beside, name)
         preprocessing = from_timm(beside, preprocessing, f"{name}: config.json")
@@ -146,17 +173,20 @@ def _from_file(path: Path, name: str, beside: Mapping[str, Any], preprocessor: M
         preprocessing = from_hugging_face(preprocessor, preprocessing, f"{name}: preprocessor_config.json")
         config = dataclasses.replace(config, image_size=preprocessing.crop)
     return Checkpoint(
+        task,
+        has_expansion(tensors, naming),
         config,
-        own_state(tensors, naming, config, name),
+        own_state(tensors, naming, config, name, task),
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
-        None if beside or naming is TIMM else _assumptions(config),
+        None if beside or naming is TIMM else _assumptions(config, task),
     )
 
 
-def _assumptions(config: MobileViTConfig) -> str:
+def _assumptions(config: MobileViTConfig, task: str) -> str:
     """What a file without its config.json leaves open."""
-    labels = " and ImageNet's class names" if config.id2label == imagenet_labels() else ""
+    shipped = {imagenet_labels(): " and ImageNet's class names", voc_labels(): " and PASCAL VOC's class names"}
+    labels = "" if task == FEATURES else shipped.get(config.id2label, "")
     return (
         f"no config.json beside the weights: took {config.hidden_act}, {config.num_attention_heads} heads, patches of "
         f"{config.patch_size}, output stride {config.output_stride}{labels}; where that is wrong, give the directory"

@@ -8,10 +8,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.config import VARIANTS, MobileViTConfig
+from mobilevit_coreml.config import (
+    CLASSIFICATION,
+    FEATURES,
+    SEGMENTATION,
+    VARIANTS,
+    MobileViTConfig,
+    published_config,
+)
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import placeholder_labels
-from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.model import model_for
 
 MAX_LISTED_KEYS = 40  # of each kind in one message
 STEP_COUNTER = ".num_batches_tracked"  # batch norm's, of no use to inference
@@ -24,14 +31,19 @@ class Naming:
     `renames` turn a name of this package into the source's: regular expressions, applied in order.
     `{a,b}` in the result stands for several tensors that are one here, stacked along dimension 0.
     A checkpoint is recognized by a key ending in `marker`; `optional_prefix` is on the keys of some
-    of its checkpoints only. `channel_order` is what the code base feeds its networks.
+    of its checkpoints only, and `aliases` lead from other names that are in use to these. `heads` are
+    the prefixes of what follows the backbone, `unused` those of what inference has no use for.
+    `channel_order` is what the code base feeds its networks.
     """
 
     name: str
     marker: str
     channel_order: str
     renames: tuple[tuple[str, str], ...]
+    heads: tuple[str, ...]
     optional_prefix: str = ""
+    aliases: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
 
     def source_keys(self, own: str) -> tuple[str, ...]:
         """What the source calls the parameter that is called `own` here."""
@@ -61,9 +73,9 @@ def recognize(
                 "save the state dict of the one to convert"
             )
         if wrappers:
+            names = {key: _unwrapped(key, wrappers[0], naming) for key in tensors}
             return naming, {
-                key.removeprefix(wrappers[0]).removeprefix(naming.optional_prefix): tensor
-                for key, tensor in tensors.items()
+                names[key]: tensor for key, tensor in tensors.items() if not names[key].startswith(naming.unused)
             }
     markers = ", ".join(f"{naming.marker} ({naming.name})" for naming in namings)
     raise CheckpointError(
@@ -72,8 +84,26 @@ def recognize(
     )
 
 
-def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConfig:
-    """The configuration the shapes tell; what they cannot tell is as in the variant they fit best.
+def _unwrapped(key: str, wrapper: str, naming: Naming) -> str:
+    key = key.removeprefix(wrapper).removeprefix(naming.optional_prefix)
+    for pattern, replacement in naming.aliases:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def trained_for(tensors: Mapping[str, Tensor], naming: Naming) -> str:
+    """The task of the head a checkpoint has; features where it has none."""
+    heads = {CLASSIFICATION: "classifier.weight", SEGMENTATION: "head.classifier.weight"}
+    return next((task for task, own in heads.items() if naming.source_keys(own)[0] in tensors), FEATURES)
+
+
+def has_expansion(tensors: Mapping[str, Tensor], naming: Naming) -> bool:
+    """Whether a checkpoint has the backbone's last convolution, which a segmenter does without."""
+    return naming.source_keys("backbone.expand.conv.weight")[0] in tensors
+
+
+def infer_config(tensors: Mapping[str, Tensor], naming: Naming, task: str = CLASSIFICATION) -> MobileViTConfig:
+    """The configuration the shapes tell; what they cannot tell is as published for the variant they fit best.
 
     Raises ConfigError where no network has such shapes.
     """
@@ -83,10 +113,10 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConf
         return tensor.shape[dim] if tensor is not None and tensor.dim() > dim else default
 
     def fit(config: MobileViTConfig) -> int:
-        shapes = ((naming.source_keys(own), shape) for own, shape in parameter_shapes(config).items())
+        shapes = ((naming.source_keys(own), shape) for own, shape in parameter_shapes(config, task).items())
         return sum(len(keys) == 1 and keys[0] in tensors and tensors[keys[0]].shape == s for keys, s in shapes)
 
-    nearest = max(VARIANTS.values(), key=fit)
+    nearest = max((published_config(variant, task) for variant in VARIANTS), key=fit)
     necks = nearest.neck_hidden_sizes
     stages = [size(f"backbone.stage{i}.0.reduce.conv.weight", 0, necks[i]) for i in range(1, 6)]
     hidden = [
@@ -96,7 +126,8 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConf
     stem = size("backbone.stem.conv.weight", 0, necks[0])
     widened = size("backbone.stage1.0.expand.conv.weight", 0, round(stem * nearest.expand_ratio))
     mlp = size("backbone.stage3.1.layers.0.mlp_in.bias", 0, int(hidden[0] * nearest.mlp_ratio))
-    classes = size("classifier.weight", 0, nearest.num_labels)
+    classifier = "head.classifier.weight" if task == SEGMENTATION else "classifier.weight"
+    classes = size(classifier, 0, nearest.num_labels)
     qkv_biases = naming.source_keys("backbone.stage3.1.layers.0.attention.qkv.bias")
     return dataclasses.replace(
         nearest,
@@ -107,12 +138,15 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming) -> MobileViTConf
         mlp_ratio=mlp / max(hidden[0], 1),
         conv_kernel_size=size("backbone.stage3.1.local.conv.weight", 3, nearest.conv_kernel_size),
         qkv_bias=any(key in tensors for key in qkv_biases),
+        aspp_out_channels=size("head.project.conv.weight", 0, nearest.aspp_out_channels),
         id2label=nearest.id2label if classes == nearest.num_labels else placeholder_labels(classes),
     )
 
 
-def own_state(tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTConfig, source: str) -> dict[str, Tensor]:
-    """The model's own state dict, float32, from a checkpoint's tensors.
+def own_state(
+    tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTConfig, source: str, task: str = CLASSIFICATION
+) -> dict[str, Tensor]:
+    """The state dict of the model for a task, float32, from a checkpoint's tensors; features have no use for heads.
 
     Raises CheckpointError that lists all missing, unexpected and mis-shaped keys together, or for
     weights that are not finite.
@@ -120,8 +154,9 @@ def own_state(tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTCo
     state: dict[str, Tensor] = {}
     missing: list[str] = []
     misshapen: list[str] = []
-    unexpected = {key for key in tensors if not key.endswith(STEP_COUNTER)}
-    for own, shape in parameter_shapes(config).items():
+    passed_over = naming.heads if task == FEATURES else ()
+    unexpected = {key for key in tensors if not key.endswith(STEP_COUNTER) and not key.startswith(passed_over)}
+    for own, shape in parameter_shapes(config, task, has_expansion(tensors, naming)).items():
         keys = naming.source_keys(own)
         unexpected.difference_update(keys)
         part = torch.Size((shape[0] // len(keys), *shape[1:]))
@@ -147,10 +182,12 @@ def own_state(tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTCo
 
 
 @cache  # making a model takes a tenth of a second even without its weights, and recognition asks for four
-def parameter_shapes(config: MobileViTConfig) -> Mapping[str, torch.Size]:
-    """Shape of every parameter and statistic of the classifier, by its own name."""
+def parameter_shapes(
+    config: MobileViTConfig, task: str = CLASSIFICATION, expand: bool = True
+) -> Mapping[str, torch.Size]:
+    """Shape of every parameter and statistic of the model for a task, by its own name."""
     with torch.device("meta"):
-        model = ImageClassifier(config)
+        model = model_for(task, config, expand=expand)
     return {key: tensor.shape for key, tensor in model.state_dict().items() if not key.endswith(STEP_COUNTER)}
 
 

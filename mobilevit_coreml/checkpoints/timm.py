@@ -5,6 +5,7 @@ from mobilevit_coreml.checkpoints.naming import Naming
 TIMM = Naming(
     name="timm",
     marker="stem.conv.weight",
+    heads=("head.",),
     channel_order="RGB",  # timm turned the stem of Apple's weights around
     renames=(
         (r"^backbone\.stem\.", "stem."),

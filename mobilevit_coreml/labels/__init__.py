@@ -15,8 +15,24 @@ MAX_LABEL_FILE_BYTES = 16 * 1024 * 1024
 @cache
 def imagenet_labels() -> tuple[str, ...]:
     """The 1000 ImageNet-1k class names in index order; `crane` is there twice (134 bird, 517 machine)."""
-    text = resources.files(__name__).joinpath("imagenet_1k.json").read_text(encoding="utf-8")
-    return tuple(json.loads(text)["names"])
+    return _shipped("imagenet_1k.json", "names")
+
+
+@cache
+def voc_labels() -> tuple[str, ...]:
+    """The 21 PASCAL VOC class names in index order, background first."""
+    return _shipped("pascal_voc_21.json", "names")
+
+
+@cache
+def voc_colors() -> tuple[str, ...]:
+    """The colours of the PASCAL VOC classes, `#RRGGBB`."""
+    return _shipped("pascal_voc_21.json", "colors")
+
+
+def _shipped(file: str, key: str) -> tuple[str, ...]:
+    text = resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
+    return tuple(json.loads(text)[key])
 
 
 def placeholder_labels(count: int) -> tuple[str, ...]:

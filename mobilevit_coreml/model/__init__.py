@@ -7,15 +7,28 @@ transformer, P places within a patch, N patches, which are the tokens of attenti
 from mobilevit_coreml.model.attention import ATTENTION_FORMS
 from mobilevit_coreml.model.backbone import Backbone, Features
 from mobilevit_coreml.model.folding import fold_for_inference
-from mobilevit_coreml.model.heads import Classification, ImageClassifier, Segmentation, SemanticSegmenter
+from mobilevit_coreml.model.heads import (
+    Classification,
+    FeatureExtraction,
+    FeatureExtractor,
+    ImageClassifier,
+    Model,
+    Segmentation,
+    SemanticSegmenter,
+    model_for,
+)
 
 __all__ = [
     "ATTENTION_FORMS",
     "Backbone",
     "Classification",
+    "FeatureExtraction",
+    "FeatureExtractor",
     "Features",
     "ImageClassifier",
+    "Model",
     "Segmentation",
     "SemanticSegmenter",
     "fold_for_inference",
+    "model_for",
 ]

@@ -10,12 +10,24 @@ from mobilevit_coreml.model.layers import ConvLayer
 ACTIVATION = "relu"  # of the head, whatever the backbone's is
 
 
+class Projection(ConvLayer):
+    """1x1 convolution of maps (B, C1, H, W) joined with one value a channel for all places, (B, C2, 1, 1).
+
+    Those values are the same at every place, and so is their share of the result: it is added by
+    broadcasting. The reference spreads them over the map and joins that to the rest first.
+    """
+
+    def forward(self, maps: Tensor, values: Tensor) -> Tensor:  # type: ignore[override]
+        weight = self.conv.weight
+        y = F.conv2d(maps, weight[:, : maps.shape[1]], self.conv.bias) + F.conv2d(values, weight[:, maps.shape[1] :])
+        return self.activation(self.batch_norm(y))
+
+
 class DeepLabV3Head(nn.Module):
     """(B, neck_hidden_sizes[5], H, W) -> logits (B, classes, H, W).
 
     Atrous spatial pyramid pooling: a 1x1 convolution, three dilated 3x3 ones and the mean of the whole
-    map, projected together. The mean is one value a channel, so its share of the projection is
-    added by broadcasting; the reference spreads it over the map and joins it to the rest first.
+    map, projected together.
     """
 
     def __init__(self, config: MobileViTConfig) -> None:
@@ -28,7 +40,7 @@ class DeepLabV3Head(nn.Module):
             ]
         )
         self.pool = ConvLayer(in_channels, channels, 1, ACTIVATION)
-        self.project = ConvLayer(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
+        self.project = Projection(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
         self.dropout = nn.Dropout(config.aspp_dropout_prob)
         self.classifier_dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(channels, config.num_labels, 1)
@@ -36,8 +48,5 @@ class DeepLabV3Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branches = torch.cat([branch(x) for branch in self.branches], dim=1)
         pooled = self.pool(x.mean((2, 3), keepdim=True))  # B C 1 1
-        projection, channels = self.project.conv, self.pool.conv.out_channels
-        near = F.conv2d(branches, projection.weight[:, :-channels], projection.bias)
-        y = near + F.conv2d(pooled, projection.weight[:, -channels:])
-        y = self.dropout(self.project.activation(self.project.batch_norm(y)))
+        y = self.dropout(self.project(branches, pooled))
         return self.classifier(self.classifier_dropout(y))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import MobileViTConfig
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, MobileViTConfig
 from mobilevit_coreml.model.backbone import Backbone
 from mobilevit_coreml.model.deeplab import DeepLabV3Head
 from mobilevit_coreml.model.initialization import initialize
@@ -75,6 +75,45 @@ class SemanticSegmenter(nn.Module):
             resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
             loss = F.cross_entropy(resized, labels, ignore_index=self.config.semantic_loss_ignore_index)
         return Segmentation(logits, features.hidden_states, loss)
+
+
+class FeatureExtraction(NamedTuple):
+    """What a feature extractor computes: `pooled` (B, C), `feature_map` (B, C, H, W), the stages' maps."""
+
+    pooled: Tensor
+    feature_map: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class FeatureExtractor(nn.Module):
+    """MobileViT without a head.
+
+    pixels (B, num_channels, H, W), 0 to 1, H and W exactly config.image_size. `pooled` is the mean of
+    the feature map, which has neck_hidden_sizes[6] channels, or [5] without the final expansion.
+    """
+
+    def __init__(self, config: MobileViTConfig, attention: str = "split_einsum", expand: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, attention, expand)
+        initialize(self, config.initializer_range)
+
+    def forward(self, pixels: Tensor) -> FeatureExtraction:
+        features = self.backbone(pixels)
+        return FeatureExtraction(features.feature_map.mean((2, 3)), features.feature_map, features.hidden_states)
+
+
+Model = ImageClassifier | SemanticSegmenter | FeatureExtractor
+
+
+def model_for(task: str, config: MobileViTConfig, attention: str = "split_einsum", expand: bool = True) -> Model:
+    """A new model for a task; `expand` is a feature extractor's, which may do without the final expansion."""
+    if task == CLASSIFICATION:
+        return ImageClassifier(config, attention)
+    if task == SEGMENTATION:
+        return SemanticSegmenter(config, attention)
+    assert task == FEATURES
+    return FeatureExtractor(config, attention, expand)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -50,8 +50,11 @@ class OperationRange:
 def snr(reference: Tensor, output: Tensor) -> float:
     """10 log10(sum ref^2 / sum (ref - out)^2) in dB: inf where equal, nan where values are not finite."""
     reference, output = reference.double(), output.double()
-    noise = float(((reference - output) ** 2).sum())
-    signal = float((reference**2).sum())
+    return decibels(float((reference**2).sum()), float(((reference - output) ** 2).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10 of a ratio of powers: inf without noise, nan where either is not finite."""
     if not (math.isfinite(noise) and math.isfinite(signal)):
         return math.nan
     if noise == 0:
@@ -112,12 +115,14 @@ def named_like_operations(modules: Mapping[str, Tensor], types: Mapping[str, str
     """Module outputs under the names of the operations that end them.
 
     An operation is called after its module's path, with underscores for dots and perhaps its kind
-    behind; a module's result is its last operation's.
+    behind, and perhaps without the path's first part; a module's result is its last operation's.
     """
     named: dict[str, Tensor] = {}
     for path, output in modules.items():
-        stem = path.replace(".", "_")
-        own = [name for name in types if name == stem or name.startswith(stem + "_")]
-        if own:
-            named.setdefault(own[-1], output)
+        for part in (path, path.partition(".")[2]):
+            stem = part.replace(".", "_")
+            own = [name for name in types if name == stem or name.startswith(stem + "_")] if part else []
+            if own:
+                named.setdefault(own[-1], output)
+                break
     return named

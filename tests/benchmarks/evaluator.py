@@ -15,7 +15,7 @@ import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import ATTENTION_FORMS
-from mobilevit_coreml.convert import convert
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.reference import ReferenceEvaluator

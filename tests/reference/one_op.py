@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mobilevit_coreml._coremltools import ct, mb, without_progress_bars
+from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.features import from_program, to_program
 
@@ -58,7 +58,7 @@ def save_op(build: Callable[..., Any], inputs: dict[str, Array], tmp_path: Path,
         result = build(**variables)
         function.set_outputs(list(result) if isinstance(result, tuple | list) else [result])
     program.add_function("main", function)
-    with without_progress_bars():
+    with quietly():
         model = ct.convert(
             program,
             convert_to="mlprogram",

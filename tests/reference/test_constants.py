@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mobilevit_coreml._coremltools import ct, mb, without_progress_bars
+from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.errors import PackageError, UnsupportedError
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.constants import (
@@ -482,7 +482,7 @@ def two_layers(target: str, precision: str) -> Any:
 
 
 def compressed(compression: Compression, precision: str, path: Path) -> Path:
-    with without_progress_bars():
+    with quietly():
         model = two_layers(compression.target, precision)
         for number, config in enumerate(compression.steps):
             options = {"joint_compression": True} if number else {}

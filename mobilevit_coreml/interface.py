@@ -1,0 +1,71 @@
+"""What an app sees of a package: the names, shapes and meanings of its input and outputs, by task."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
+from mobilevit_coreml.errors import ConversionError
+
+IMAGE = "image"
+CLASS_LABEL = "classLabel"
+CLASS_PROBABILITIES = "classLabel_probs"  # coremltools' choice
+SEMANTIC_PREDICTIONS = "semanticPredictions"  # as in Apple's own DeepLabV3
+POOLED = "pooled"
+FEATURE_MAP = "featureMap"
+
+LABELS, LOGITS, PROBABILITIES, MASK = OUTPUT_TYPES = ("labels", "logits", "probabilities", "image")
+WHOLE, NETWORK = OUTPUT_SIZES = ("image", "network")
+DTYPES = ("float32", "float16")
+MAX_MASK_CLASSES = 256  # values of a grayscale pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputForm:
+    """How a package hands over what it computes.
+
+    `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale picture
+    ("image"), logits or probabilities, for each pixel of the crop ("image") or each cell of the
+    network's own map ("network"). `hidden_states`, the five stages' maps, are a feature extractor's.
+    `dtype` is what real numbers come as, float32 or float16.
+    """
+
+    type: str = LABELS
+    size: str = WHOLE
+    dtype: str = "float32"
+    hidden_states: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("type", OUTPUT_TYPES), ("size", OUTPUT_SIZES), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ConversionError(
+                    f"output {name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}; "
+                    "choose one of these"
+                )
+
+
+def output_names(task: str, form: OutputForm) -> tuple[str, ...]:
+    """The outputs in the package's order."""
+    return tuple(output_descriptions(task, form))
+
+
+def output_descriptions(task: str, form: OutputForm) -> Mapping[str, str]:
+    """What each output is, for Xcode to show."""
+    if task == CLASSIFICATION:
+        return {
+            CLASS_LABEL: "Most probable class",
+            CLASS_PROBABILITIES: "Probability of each class, 0 to 1, summing to 1",
+        }
+    if task == SEGMENTATION:
+        where = "pixel of the picture" if form.size == WHOLE else "cell of the network's map"
+        return {
+            LABELS: {SEMANTIC_PREDICTIONS: f"Class index of each {where}: rows, columns"},
+            MASK: {SEMANTIC_PREDICTIONS: f"Class index of each {where}, as its gray value"},
+            LOGITS: {LOGITS: f"Logit of each class for each {where}: 1, classes, rows, columns"},
+            PROBABILITIES: {PROBABILITIES: f"Probability of each class for each {where}: 1, classes, rows, columns"},
+        }[form.type]
+    stages = {f"stage{number}": f"Map of stage {number}: 1, channels, rows, columns" for number in range(1, 6)}
+    return {
+        POOLED: "The feature map's mean, one value a channel: 1, channels",
+        FEATURE_MAP: "The last map: 1, channels, rows, columns",
+        **(stages if form.hidden_states else {}),
+    }

@@ -1,0 +1,82 @@
+"""Passes over the program at the end of coremltools' own."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mobilevit_coreml._coremltools import AbstractGraphPass, ScopeSource, register_pass
+from mobilevit_coreml.model.ops import NAMESPACE
+
+
+@register_pass(namespace=NAMESPACE, override=True)
+class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # passes are called as they are named
+    """Name every operation after the PyTorch module it comes from, `stage3_1_local_conv`.
+
+    The name is the module's path, its dots as underscores and without the `backbone` they nearly all
+    begin with; where a module has several operations, its kind is added, and a number if need be.
+    Whatever lists a program by its operations then reads like the model.
+    """
+
+    def apply(self, program: Any) -> None:
+        """Rename in place."""
+        function = program.functions["main"]
+        taken = {var.name for var in (*function.inputs.values(), *function.outputs)}
+        operations = [op for op in function.operations if not taken & {var.name for var in op.outputs}]
+        paths = {op: _module_path(op) for op in operations if op.op_type != "const"}
+        for op, path in paths.items():
+            alone = sum(other[: len(path)] == path for other in paths.values()) == 1
+            stem = "_".join(path if path and alone else (*path, op.op_type))
+            name = next(name for name in _numbered(stem) if name not in taken)
+            taken.add(name)
+            op.name = name
+            for index, var in enumerate(op.outputs):
+                var.name = name if len(op.outputs) == 1 else f"{name}_{index}"
+
+
+def _module_path(op: Any) -> tuple[str, ...]:
+    """Path of the module in the model, () for what belongs to none; coremltools adds the value's own name to it."""
+    scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
+    path = tuple(scopes[1:-1]) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
+    return path[1:] if path[:1] == ("backbone",) else path
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in itertools.count(2):
+        yield f"{stem}_{number}"
+
+
+@register_pass(namespace=NAMESPACE, override=True)
+class share_constants(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801
+    """Let operations share equal constants, and give constants short names.
+
+    Each convolution comes with strides, padding and dilations of its own, which are the same few
+    values: half the bytes of a program are such constants and their names.
+    """
+
+    def apply(self, program: Any) -> None:
+        """Share in place."""
+        function = program.functions["main"]
+        with function:
+            first: dict[Any, Any] = {}
+            for op in [op for op in function.operations if op.op_type == "const"]:
+                (var,) = op.outputs
+                shared = first.setdefault(_identity(var), var)
+                if shared is not var and var not in function.outputs:
+                    function.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=shared, force_replace=True)
+                    function.remove_ops([op])
+        constants = [op for op in function.operations if op.op_type == "const"]
+        taken = {var.name for op in function.operations for var in op.outputs} | set(function.inputs)
+        names = (name for number in itertools.count() if (name := f"c{number}") not in taken)
+        for op, name in zip(constants, names, strict=False):
+            op.name = op.outputs[0].name = name
+
+
+def _identity(var: Any) -> Any:
+    """What two constants have in common that are the same to every operation."""
+    value = var.val
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.str, np.shape(value), value.tobytes()
+    return type(value), value if isinstance(value, str | bool) else id(var)
