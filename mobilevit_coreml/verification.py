@@ -13,7 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.interface import CLASS_PROBABILITIES, IMAGE, LABELS, LOGITS, MASK, OutputForm, output_names
+from mobilevit_coreml.interface import (
+    CLASS_PROBABILITIES,
+    IMAGE,
+    LABELS,
+    LOGITS,
+    MASK,
+    NETWORK,
+    OutputForm,
+    output_names,
+)
 from mobilevit_coreml.metrics import MaskFidelity, MaskMeter, RankingFidelity, RankingMeter, SignalFidelity, SignalMeter
 from mobilevit_coreml.mil.deployed import output_of_logits
 from mobilevit_coreml.model import Model
@@ -99,12 +108,12 @@ def _compare_segmenter(
 ) -> None:
     logits = model(pixels).logits
     (name,) = output_names(SEGMENTATION, form)
-    captured = HEAD if any(HEAD in operation.outputs for operation in evaluator.function.operations) else name
-    outputs = evaluator.run({IMAGE: image}, capture=[captured])
-    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[captured]))
+    own = name if (form.type, form.size) == (LOGITS, NETWORK) else HEAD  # where the network's logits are to be had
+    outputs = evaluator.run({IMAGE: image}, capture=[own])
+    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[own]))
     expected, output = output_of_logits(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
     if form.type not in (LABELS, MASK):
-        if captured != name:
+        if own != name:
             meters.signals["output"].add(expected, output)
         expected, output = expected.argmax(1), output.argmax(1)
     meters.masks.add(expected, output)
@@ -148,4 +157,6 @@ def report(fidelity: Fidelity) -> list[str]:
 
 
 def _db(value: float) -> str:
-    return "no finite" if math.isnan(value) else f"{value:.1f} dB"
+    if not math.isfinite(value):
+        return "no finite" if math.isnan(value) else f"{value} dB"
+    return f"{math.floor(value * 10) / 10:.1f} dB"  # down, lest what is just under a gate look as if it reached it

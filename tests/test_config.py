@@ -6,12 +6,17 @@ import pytest
 from mobilevit_coreml.config import (
     ACTIVATIONS,
     ATTENTION_FORMS,
+    CLASSIFICATION,
+    FEATURES,
+    SEGMENTATION,
     VARIANTS,
     MobileViTConfig,
     config_from_hugging_face,
+    published_config,
     variant_of,
 )
 from mobilevit_coreml.errors import ConfigError
+from mobilevit_coreml.labels import imagenet_labels, voc_labels
 from mobilevit_coreml.model import attention, layers
 
 
@@ -59,6 +64,29 @@ def test_variants_know_their_names() -> None:
     assert [variant_of(config) for config in VARIANTS.values()] == ["xxs", "xs", "s"]
     assert variant_of(dataclasses.replace(VARIANTS["xs"], hidden_sizes=(96, 120, 160))) == "custom"
     assert variant_of(dataclasses.replace(VARIANTS["xs"], image_size=320, id2label=("a", "b"))) == "xs"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_published_segmenters_are_the_classifiers_at_twice_the_size_and_half_the_stride(variant: str) -> None:
+    config = published_config(variant, SEGMENTATION)
+    assert (config.image_hw, config.output_stride, config.id2label) == ((512, 512), 16, voc_labels())
+    assert variant_of(config) == variant
+    as_classifier = dataclasses.replace(config, image_size=256, output_stride=32, id2label=imagenet_labels())
+    assert as_classifier == VARIANTS[variant] == published_config(variant, CLASSIFICATION)
+    assert published_config(variant, FEATURES) == VARIANTS[variant]
+
+
+def test_published_segmenters_have_the_parameters_of_the_references() -> None:
+    # transformers' conversion of Apple's DeepLabV3 weights sets these and leaves the rest as it is
+    from transformers import MobileViTConfig as ReferenceConfig
+
+    reference = ReferenceConfig(image_size=512, output_stride=16, num_labels=21).to_dict()
+    config = published_config("s", SEGMENTATION)
+    for field in dataclasses.fields(MobileViTConfig):
+        if field.name != "id2label":  # VOC here, placeholders there
+            value = getattr(config, field.name)
+            assert reference[field.name] in (value, list(value) if isinstance(value, tuple) else value), field.name
+    assert config.num_labels == len(reference["id2label"])
 
 
 def test_is_hashable_and_frozen() -> None:

@@ -232,7 +232,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--variant", "xs", "--fp16", "--fp32"], "argument --fp32: not allowed with argument --fp16; see --help"),
         (
             ["--variant", "xs", "--image-size", "big"],
-            "argument --image-size: expected pixels as N or HEIGHTxWIDTH, got 'big'",
+            "argument --image-size: expected pixels as N or HEIGHTxWIDTH, several with commas, got 'big'",
         ),
         (
             ["--variant", "xxs", "--weights", "untrained", "--image-size", "0"],
@@ -320,7 +320,7 @@ def test_unwritable_place(fine_tuned: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("classes", "channels", "message"),
     [
-        (1, 3, "classes: expected at least 2, since the probabilities come from a softmax, got 1"),
+        (1, 3, "classes: expected at least 2, since a softmax chooses among them, got 1; give the head"),
         (2, 4, "num_channels: expected 3, as an image input has, got 4"),
     ],
 )

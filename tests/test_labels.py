@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.errors import LabelsError
-from mobilevit_coreml.labels import imagenet_labels, read_labels, unique_labels
+from mobilevit_coreml.labels import imagenet_labels, read_labels, unique_labels, voc_colors, voc_labels
 
 
 def test_imagenet_names_are_in_the_standard_order() -> None:
@@ -16,6 +16,39 @@ def test_imagenet_names_are_in_the_standard_order() -> None:
     info = ImageNetInfo()
     for index in (0, 134, 281, 517, 999):
         assert info.index_to_description(index).split(",")[0] == names[index].split(",")[0]
+
+
+def test_voc_names_are_in_the_standard_order() -> None:
+    # The development kit's 20 classes are in alphabetical order, background before them.
+    names = voc_labels()
+    assert len(names) == 21
+    assert names[0] == "background"
+    assert list(names[1:]) == sorted(names[1:])
+    assert {index: names[index] for index in (1, 2, 3, 4, 8, 11, 12, 15, 16, 20)} == {
+        1: "aeroplane",
+        2: "bicycle",
+        3: "bird",
+        4: "boat",  # the list in circulation on the hub has a typo of it, "board"
+        8: "cat",
+        11: "diningtable",
+        12: "dog",
+        15: "person",
+        16: "pottedplant",
+        20: "tvmonitor",
+    }
+
+
+def test_voc_colours_are_the_development_kits() -> None:
+    def by_formula(index: int) -> str:
+        # VOCcolormap: the three low bits of the index go to the high end of red, green and blue, then the next three
+        channels = [0, 0, 0]
+        for level in range(8):
+            for channel in range(3):
+                channels[channel] |= (index >> (3 * level + channel) & 1) << (7 - level)
+        return "#" + "".join(f"{value:02X}" for value in channels)
+
+    assert voc_colors() == tuple(by_formula(index) for index in range(21))
+    assert voc_colors()[15] == "#C08080"  # a person's, as in every picture of the data set
 
 
 def test_the_second_crane_is_told_apart() -> None:

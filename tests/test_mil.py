@@ -3,26 +3,42 @@
 import dataclasses
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.mil import classifier_program, count_operations
+from mobilevit_coreml.interface import OutputForm
+from mobilevit_coreml.mil import count_operations, merge_functions, program_of
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 from mobilevit_coreml.preprocessing import default_preprocessing
 from tests.peers import hugging_face_classifier, ours
 
 LABELS = tuple(f"class {index}" for index in range(1000))
+ARRAY_TYPES = {65568: "float32", 65552: "float16", 131104: "int32"}
 
 
 @cache
 def program(variant: str, attention: str, size: int = 256, precision: str = "fp16", target: str = "iOS16") -> Any:
+    """Of a classifier."""
     model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention))
-    return classifier_program(
-        model, LABELS, default_preprocessing("classification", (size, size), "BGR"), target, precision
-    )
+    contract = default_preprocessing("classification", (size, size), "BGR")
+    return program_of(model, "classification", contract, OutputForm(), LABELS, target, precision)
+
+
+@cache
+def untrained_program(
+    task: str, form: OutputForm, size: tuple[int, int] = (128, 160), include_crop: bool = False, precision: str = "fp16"
+) -> Any:
+    """Of the untrained xxs model for a task, packed attention."""
+    checkpoint = load_checkpoint("untrained", "xxs", task)
+    config = dataclasses.replace(checkpoint.config, image_size=size)
+    model = fold_for_inference(dataclasses.replace(checkpoint, config=config).model("packed"))
+    contract = dataclasses.replace(checkpoint.preprocessing.with_crop(size), include_crop=include_crop)
+    return program_of(model, task, contract, form, LABELS, "iOS16", precision)
 
 
 def operations(program: Any) -> list[Any]:
@@ -53,13 +69,32 @@ def test_split_einsum_attention_transposes_the_keys_only() -> None:
 def test_operations_are_named_after_their_modules(attention: str) -> None:
     names = [operation.outputs[0].name for operation in operations(program("xs", attention))]
     assert len(set(names)) == len(names)
-    others = [name for name in names if not name.startswith("backbone_")]
+    others = [name for name in names if not name.startswith(("stem_", "stage", "expand_"))]
     assert others[:2] == ["image__scaled__", "cast"]
     assert others[2:] == ["reduce_mean", "classifier", "softmax", "probabilities", "classLabel"]
-    for module in ("stem_conv", "stage1_0_depthwise_activation", "stage4_1_layers_3_mlp_norm", "stage5_1_fusion_conv"):
-        assert f"backbone_{module}" in names
-    qkv = names.index("backbone_stage3_1_layers_1_attention_qkv")
-    assert names[qkv - 1] == "backbone_stage3_1_layers_1_attention_norm"
+    for name in ("stem_conv", "stage1_0_depthwise_activation", "stage4_1_layers_3_mlp_norm", "stage5_1_fusion_conv"):
+        assert name in names
+    qkv = names.index("stage3_1_layers_1_attention_qkv")
+    assert names[qkv - 1] == "stage3_1_layers_1_attention_norm"
+
+
+def test_equal_constants_are_one_and_have_short_names() -> None:
+    (block,) = program("xxs", "split_einsum").get_spec().mlProgram.functions["main"].block_specializations.values()
+    constants = [operation for operation in block.operations if operation.type == "const"]
+    values = Counter(
+        operation.attributes["val"].immediateValue.SerializeToString()
+        + operation.attributes["val"].type.SerializeToString()
+        for operation in constants
+        if operation.attributes["val"].WhichOneof("value") == "immediateValue"
+    )
+    assert values.total() > 20
+    # the image's scale keeps the constant coremltools gives it after all passes
+    assert [value for value, count in values.items() if count > 1] == []
+    names = [operation.outputs[0].name for operation in constants]
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= 4 for name in names if not name.startswith("image__scaled__"))
+    read = {argument.name for op in block.operations for value in op.inputs.values() for argument in value.arguments}
+    assert set(names) <= read  # none is left over
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS17", "iOS18", "iOS26"])
@@ -98,5 +133,87 @@ def test_a_map_that_does_not_divide_is_resized_to_exact_sizes_with_half_pixel_ce
 
 def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
+    contract = default_preprocessing("classification", (64, 64), "BGR")
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        classifier_program(model, LABELS, default_preprocessing("classification", (64, 64), "BGR"), "iOS16", "fp16")
+        program_of(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16")
+
+
+def output_types(made: Any) -> dict[str, tuple[Any, ...]]:
+    """Name, shape or size, and type of each output as the package declares it."""
+    types: dict[str, tuple[Any, ...]] = {}
+    for feature in made.get_spec().description.output:
+        if feature.type.WhichOneof("Type") == "imageType":
+            image = feature.type.imageType
+            types[feature.name] = ("image", image.height, image.width, image.ColorSpace.Name(image.colorSpace))
+        else:
+            array = feature.type.multiArrayType
+            types[feature.name] = (ARRAY_TYPES[array.dataType], *array.shape)
+    return types
+
+
+@pytest.mark.parametrize(
+    ("form", "expected", "last"),
+    [
+        (OutputForm(), {"semanticPredictions": ("int32", 128, 160)}, ["resize_bilinear", "reduce_argmax", "squeeze"]),
+        (OutputForm(size="network"), {"semanticPredictions": ("int32", 8, 10)}, ["conv", "reduce_argmax", "squeeze"]),
+        (OutputForm("logits"), {"logits": ("float32", 1, 21, 128, 160)}, ["conv", "resize_bilinear", "cast"]),
+        (OutputForm("logits", "network", "float16"), {"logits": ("float16", 1, 21, 8, 10)}, ["relu", "conv"]),
+        (OutputForm("probabilities", "network"), {"probabilities": ("float32", 1, 21, 8, 10)}, ["softmax", "cast"]),
+        (
+            OutputForm("image"),
+            {"semanticPredictions": ("image", 128, 160, "GRAYSCALE")},
+            ["resize_bilinear", "reduce_argmax", "cast"],
+        ),
+    ],
+    ids=lambda value: f"{value.type} {value.size}" if isinstance(value, OutputForm) else None,
+)
+def test_outputs_of_a_segmenter(form: OutputForm, expected: dict[str, Any], last: list[str]) -> None:
+    made = untrained_program("segmentation", form)
+    assert output_types(made) == expected
+    assert [operation.type for operation in operations(made)][-len(last) :] == last
+
+
+def test_a_segmenters_head_has_no_resize_of_a_single_value_and_joins_no_more_than_four_branches() -> None:
+    made = untrained_program("segmentation", OutputForm(size="network"))
+    head = [operation for operation in operations(made) if operation.outputs[0].name.startswith("head_")]
+    counts = Counter(operation.type for operation in head)
+    assert counts == {"conv": 4 + 1 + 2 + 1, "relu": 4 + 1 + 1, "concat": 1, "reduce_mean": 1, "add": 1}
+    (concat,) = (operation for operation in head if operation.type == "concat")
+    assert [d.constant.size for d in concat.outputs[0].type.tensorType.dimensions] == [1, 4 * 256, 8, 10]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_outputs_of_features(dtype: str) -> None:
+    plain = untrained_program("features", OutputForm(dtype=dtype))
+    assert output_types(plain) == {"pooled": (dtype, 1, 320), "featureMap": (dtype, 1, 320, 4, 5)}
+    made = untrained_program("features", OutputForm(dtype=dtype, hidden_states=True))
+    assert list(output_types(made)) == ["pooled", "featureMap", *(f"stage{number}" for number in range(1, 6))]
+    assert output_types(made)["stage2"] == (dtype, 1, 24, 32, 40)
+    casts = Counter(operation.type for operation in operations(made))["cast"]
+    assert casts == (1 if dtype == "float16" else 8)  # of the image, and of each float32 output
+
+
+def test_the_crop_is_cut_inside() -> None:
+    made = untrained_program("features", OutputForm(), include_crop=True)
+    picture = made.get_spec().description.input[0].type.imageType
+    assert (picture.height, picture.width) == (144, 160)  # 128 with its margin; the width is beyond that already
+    (cut,) = (operation for operation in operations(made) if operation.type == "slice_by_index")
+    assert list(attribute(made, cut, "begin").tensor.ints.values) == [0, 0, 8, 0]
+    assert [d.constant.size for d in cut.outputs[0].type.tensorType.dimensions] == [1, 3, 128, 160]
+
+
+def test_functions_share_their_weights(tmp_path: Path) -> None:
+    programs = {f"size_{size}": program("xs", "split_einsum", size, target="iOS18") for size in (256, 192, 288)}
+    merged = merge_functions(programs, tmp_path)
+    specification = merged.get_spec()
+    assert specification.specificationVersion == 9
+    assert specification.description.defaultFunctionName == "size_256"
+    assert [function.name for function in specification.description.functions] == list(programs)
+    for name, alone in programs.items():
+        theirs, own = merged.get_spec().mlProgram.functions[name], alone.get_spec().mlProgram.functions["main"]
+        (block,), (expected,) = theirs.block_specializations.values(), own.block_specializations.values()
+        assert [op.outputs[0].name for op in block.operations if op.type != "const"] == [
+            op.outputs[0].name for op in expected.operations if op.type != "const"
+        ]
+    sizes = [sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in sorted(tmp_path.iterdir())]
+    assert sizes[0] < sizes[1] * 1.06  # merged.mlpackage before size_192.mlpackage: 3 % for each of two further sizes

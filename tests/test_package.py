@@ -2,10 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.errors import OutputError
 from mobilevit_coreml.package import (
-    PackageRecord,
     check_free,
     check_output,
     package_name,
@@ -15,19 +13,6 @@ from mobilevit_coreml.package import (
     size_of,
     staging,
 )
-from mobilevit_coreml.preprocessing import Preprocessing
-
-RECORD = PackageRecord(
-    version="1.2.3",
-    variant="xs",
-    task="classification",
-    attention="packed",
-    precision="fp16",
-    weights=WeightsSource("someone/model", "timm", revision="abc", sha256="123"),
-    preprocessing=Preprocessing(400, (320, 384), "RGB", "bicubic", 1 / 255),
-    config={"image_size": [320, 384], "qkv_bias": True},
-    labels_renamed={"517": "crane"},
-)
 
 
 def write_package(path: Path, content: str = "new") -> None:
@@ -36,24 +21,17 @@ def write_package(path: Path, content: str = "new") -> None:
     (path / "Data" / "weight.bin").write_text(content)
 
 
-def test_record_survives_the_metadata() -> None:
-    metadata = RECORD.to_metadata()
-    assert all(key.startswith("mobilevit_coreml.") and isinstance(value, str) for key, value in metadata.items())
-    assert PackageRecord.from_metadata({"another": "key", **metadata}) == RECORD
-    assert metadata["mobilevit_coreml.channel_order"] == "RGB"
-    assert "mobilevit_coreml.untrained" not in metadata
-
-
-def test_a_package_without_a_record() -> None:
-    with pytest.raises(KeyError):
-        PackageRecord.from_metadata({"another": "key"})
-
-
 @pytest.mark.parametrize(
-    ("variant", "precision", "name"), [("xs", "fp16", "MobileViT_XS_fp16"), ("custom", "fp32", "MobileViT_Custom_fp32")]
+    ("task", "variant", "precision", "name"),
+    [
+        ("classification", "xs", "fp16", "MobileViT_XS_fp16"),
+        ("classification", "custom", "fp32", "MobileViT_Custom_fp32"),
+        ("segmentation", "s", "fp16", "DeepLabV3_MobileViT_S_fp16"),
+        ("features", "xxs", "fp16", "MobileViT_XXS_features_fp16"),
+    ],
 )
-def test_default_names_are_swift_class_names(variant: str, precision: str, name: str) -> None:
-    assert package_name(variant, precision) == name
+def test_default_names_are_swift_class_names(task: str, variant: str, precision: str, name: str) -> None:
+    assert package_name(task, variant, precision) == name
     assert name.isidentifier()
 
 

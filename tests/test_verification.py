@@ -4,56 +4,111 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.metrics import MaskFidelity, RankingFidelity, SignalFidelity
 from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.prediction import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.verification import ClassifierFidelity, report, verify_classifier
+from mobilevit_coreml.verification import Fidelity, report, verify
 from tests.peers import snr
 
 
 @torch.no_grad()
-def test_figures(untrained_package: Path, untrained_model: ImageClassifier) -> None:
-    preprocessing = load_checkpoint("untrained", "xxs").preprocessing
+def test_figures_of_a_classifier(untrained_package: Path, untrained_model: ImageClassifier) -> None:
+    record = read_record(untrained_package)
     images = drawn_images(256, 256, 3)
-    fidelity = verify_classifier(untrained_package, untrained_model, preprocessing, "fp16", images)
+    fidelity = verify(untrained_package, untrained_model, record, record.preprocessing, images)
     evaluator = ReferenceEvaluator(untrained_package)
-    pixels = torch.cat([torch.from_numpy(preprocessing.pixels(image)) for image in images])
+    pixels = torch.cat([torch.from_numpy(record.preprocessing.pixels(image)) for image in images])
     logits = untrained_model(pixels).logits
     probabilities = logits.softmax(1)
     outputs = [evaluator.run({"image": image}, capture=["classifier"]) for image in images]
     got = torch.cat([torch.from_numpy(output["classifier"]) for output in outputs])
     got_probabilities = torch.tensor([list(output["classLabel_probs"].values()) for output in outputs])
-    assert fidelity.images == 3
-    assert fidelity.snr == pytest.approx(snr(logits, got), abs=0.01)
-    assert fidelity.worst_snr == pytest.approx(min(map(snr, logits, got)), abs=0.01)
-    assert fidelity.cosine == pytest.approx(1, abs=1e-4)
-    assert fidelity.max_abs_difference == pytest.approx(
-        float((probabilities - got_probabilities).abs().max()), rel=1e-3
-    )
-    assert fidelity.top1_agreement == float((probabilities.argmax(1) == got_probabilities.argmax(1)).float().mean())
+    signal, ranking = fidelity.signals["logits"], fidelity.ranking
+    assert (fidelity.images, list(fidelity.signals), fidelity.masks) == (3, ["logits"], None)
+    assert ranking is not None
+    assert signal.snr == pytest.approx(snr(logits, got), abs=0.01)
+    assert signal.worst_snr == pytest.approx(min(map(snr, logits, got)), abs=0.01)
+    assert signal.cosine == pytest.approx(1, abs=1e-4)
+    assert ranking.max_abs_difference == pytest.approx(float((probabilities - got_probabilities).abs().max()), rel=1e-3)
+    assert ranking.top1_agreement == float((probabilities.argmax(1) == got_probabilities.argmax(1)).float().mean())
     first, second = probabilities.topk(2).values.T
-    assert fidelity.margin == pytest.approx(float((first - second).min()), rel=1e-3)
+    assert ranking.margin == pytest.approx(float((first - second).min()), rel=1e-3)
     assert fidelity.passed
 
 
 @torch.no_grad()
 def test_another_model_fails(untrained_package: Path, untrained_model: ImageClassifier) -> None:
-    preprocessing = load_checkpoint("untrained", "xxs").preprocessing
-    swapped = dataclasses.replace(preprocessing, channel_order="RGB")
-    fidelity = verify_classifier(untrained_package, untrained_model, swapped, "fp16", drawn_images(256, 256, 2))
-    assert fidelity.snr < 25
+    record = read_record(untrained_package)
+    swapped = dataclasses.replace(record.preprocessing, channel_order="RGB")
+    fidelity = verify(untrained_package, untrained_model, record, swapped, drawn_images(256, 256, 2))
+    assert fidelity.signals["logits"].snr < 25
     assert not fidelity.passed
 
 
-GOOD = ClassifierFidelity(8, 45.12, 40.04, 0.99998765, 0.0012, 1.0, 0.875, 0.0312, 30.0)
+@pytest.mark.parametrize(
+    ("output_type", "output_size", "signals"),
+    [
+        ("labels", "image", ["logits"]),
+        ("probabilities", "image", ["logits", "output"]),
+        ("logits", "network", ["logits"]),
+        ("image", "network", ["logits"]),
+    ],
+)
+@torch.no_grad()
+def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: list[str], tmp_path: Path) -> None:
+    package = convert(
+        "untrained",
+        "xxs",
+        task="segmentation",
+        image_sizes=[(96, 128)],
+        attention="packed",
+        output_type=output_type,
+        output_size=output_size,
+        output=tmp_path,
+        verify=False,
+    ).path
+    record = read_record(package)
+    checkpoint = load_checkpoint("untrained", "xxs", "segmentation")
+    sized = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, image_size=(96, 128)))
+    model = sized.model()
+    images = drawn_images(96, 128, 2)
+    fidelity = verify(package, model, record, record.preprocessing, images)
+    logits = [model(torch.from_numpy(record.preprocessing.pixels(image))).logits for image in images]
+    size = (96, 128) if output_size == "image" else (6, 8)
+    scores = [torch.nn.functional.interpolate(entry, size=size, mode="bilinear") for entry in logits]
+    evaluator = ReferenceEvaluator(package)
+    outputs = [next(iter(evaluator.run({"image": image}).values())) for image in images]
+    masks = [torch.from_numpy(np.array(output)) for output in outputs]
+    if output_type in ("logits", "probabilities"):
+        masks = [mask.argmax(1) for mask in masks]
+    expected = torch.cat([entry.argmax(1).flatten() for entry in scores])
+    got = torch.cat([mask.flatten() for mask in masks]).long()
+    assert list(fidelity.signals) == signals
+    assert fidelity.masks is not None
+    assert fidelity.masks.pixel_agreement == pytest.approx(float((expected == got).float().mean()))
+    assert fidelity.masks.classes == len(set(expected.tolist()) | set(got.tolist()))
+    assert fidelity.signals["logits"].snr > 35
+    assert fidelity.passed
+    # a mask of classes that are off by one is no better for its logits being right
+    shifted = dataclasses.replace(fidelity.masks, pixel_agreement=0.96)
+    assert not dataclasses.replace(fidelity, masks=shifted).passed
 
 
-def test_report() -> None:
-    assert report(GOOD) == [
+GOOD = Fidelity(8, 30.0, 0.97, {"logits": SignalFidelity(45.12, 40.04, 0.99998765, 0.1)})
+RANKING = RankingFidelity(1.0, 0.875, 0.0312, 0.0012)
+MASKS = MaskFidelity(0.99734, 0.9281, 13)
+
+
+def test_report_of_a_classifier() -> None:
+    assert report(dataclasses.replace(GOOD, ranking=RANKING)) == [
         "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
         "worst picture 40.0 dB, cosine 0.999988",
         "largest difference of a probability 0.0012",
@@ -62,9 +117,30 @@ def test_report() -> None:
     ]
 
 
+def test_report_of_a_segmenter() -> None:
+    assert report(dataclasses.replace(GOOD, masks=MASKS)) == [
+        "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
+        "worst picture 40.0 dB, cosine 0.999988",
+        "pixel agreement 99.73% (gate 97%)",
+        "mean IoU 0.928 over 13 classes, 8 pictures",
+    ]
+
+
+def test_report_of_features_has_the_worst_first() -> None:
+    map_ = SignalFidelity(29.96, 20.0, 0.98, 1.0)
+    assert report(dataclasses.replace(GOOD, signals={"pooled": GOOD.signals["logits"], "featureMap": map_})) == [
+        "FAIL, featureMap 29.9 dB SNR against PyTorch fp32 (gate 30 dB)",
+        "worst picture 20.0 dB, cosine 0.980000",
+        "pooled 45.1 dB, worst picture 40.0 dB, cosine 0.999988",
+        "over 8 pictures",
+    ]
+
+
 @pytest.mark.parametrize("value", [29.9, -math.inf, math.nan])
 def test_what_is_below_the_gate_or_no_number_fails(value: float) -> None:
-    fidelity = dataclasses.replace(GOOD, snr=value)
+    signal = dataclasses.replace(GOOD.signals["logits"], snr=value)
+    fidelity = dataclasses.replace(GOOD, signals={"good": GOOD.signals["logits"], "bad": signal})
     assert not fidelity.passed
-    assert report(fidelity)[0].startswith("FAIL, logits ")
-    assert dataclasses.replace(GOOD, snr=math.inf).passed
+    assert report(fidelity)[0].startswith("FAIL, bad ")
+    assert dataclasses.replace(GOOD, signals={"bad": dataclasses.replace(signal, snr=math.inf)}).passed
+    assert not dataclasses.replace(GOOD, masks=dataclasses.replace(MASKS, pixel_agreement=math.nan)).passed

@@ -35,7 +35,8 @@ class Deployed(nn.Module):
         if self.task == SEGMENTATION:
             return output_of_logits(result.logits, self.form, self.model.config)
         stages = result.hidden_states if self.form.hidden_states else ()
-        return (result.pooled, result.feature_map, *stages)
+        # without an expansion the feature map is the last stage's; two outputs of one value would take its last name
+        return (result.pooled, result.feature_map.clone(), *stages)
 
 
 def output_of_logits(logits: Tensor, form: OutputForm, config: MobileViTConfig) -> Tensor:

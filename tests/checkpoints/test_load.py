@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -9,10 +10,20 @@ import torch
 
 from mobilevit_coreml.checkpoints import download
 from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
+from mobilevit_coreml.checkpoints.untrained import untrained_state
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, published_config
 from mobilevit_coreml.errors import CheckpointError, MobileViTError
-from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.labels import voc_labels
 from mobilevit_coreml.preprocessing import Preprocessing
-from tests.peers import hugging_face_classifier, images, snr, timm_classifier
+from tests.peers import (
+    cvnets_state,
+    hugging_face_backbone,
+    hugging_face_classifier,
+    hugging_face_segmenter,
+    images,
+    snr,
+    timm_classifier,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,11 +36,37 @@ def put_in_hub(cache: Path, repo: str, snapshot: Path, revision: str = "main") -
     shutil.copytree(snapshot, folder / "snapshots" / COMMIT)
 
 
+def at_size(checkpoint: Checkpoint, height: int, width: int) -> Checkpoint:
+    """The same weights for smaller pictures, to be quick."""
+    config = dataclasses.replace(checkpoint.config, image_size=(height, width))
+    return dataclasses.replace(checkpoint, config=config)
+
+
+@torch.no_grad()
+def output_of(checkpoint: Checkpoint) -> Any:
+    return checkpoint.model()(images(1, *checkpoint.config.image_hw))
+
+
 def logits_of(checkpoint: Checkpoint) -> torch.Tensor:
-    model = ImageClassifier(checkpoint.config).eval()
-    model.load_state_dict(checkpoint.state, strict=False)
-    with torch.no_grad():
-        return model(images(1, *checkpoint.config.image_hw)).logits
+    logits = output_of(checkpoint).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def save_segmenter(directory: Path, classes: int = 21, **overrides: Any) -> Any:
+    """What transformers saves of an xxs segmenter: its configuration, its processor's, and its weights."""
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+
+    peer = hugging_face_segmenter("xxs", classes, **overrides)
+    peer.save_pretrained(directory)
+    MobileViTImageProcessorPil(
+        size={"shortest_edge": 544},
+        crop_size={"height": 512, "width": 512},
+        resample=2,
+        do_flip_channel_order=True,
+        do_reduce_labels=False,
+    ).save_pretrained(directory)
+    return peer
 
 
 @pytest.mark.parametrize(
@@ -44,6 +81,46 @@ def test_published_weights_come_from_the_cache(empty_hub: Path, xs_snapshot: Pat
     assert (checkpoint.source.untrained, checkpoint.notice) == (False, None)
     expected = hugging_face_classifier("xs")(images(1, 256, 256)).logits
     assert snr(expected, logits_of(checkpoint)) > 100
+
+
+@pytest.mark.parametrize("weights", ["auto", "pretrained"])
+def test_published_segmenters_come_from_the_cache(empty_hub: Path, tmp_path: Path, weights: str) -> None:
+    peer = save_segmenter(tmp_path / "model", id2label=dict(enumerate(voc_labels())))
+    put_in_hub(empty_hub, "apple/deeplabv3-mobilevit-xx-small", tmp_path / "model")
+    checkpoint = load_checkpoint(weights, "xxs", SEGMENTATION)
+    assert (checkpoint.source.name, checkpoint.source.revision) == ("apple/deeplabv3-mobilevit-xx-small", COMMIT)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (SEGMENTATION, False, None)
+    assert checkpoint.config.id2label == voc_labels()
+    assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
+    assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
+
+
+@pytest.mark.parametrize("weights", ["auto", "pretrained"])
+def test_published_features_are_the_classifiers(empty_hub: Path, xs_snapshot: Path, weights: str) -> None:
+    put_in_hub(empty_hub, "apple/mobilevit-x-small", xs_snapshot)
+    checkpoint = load_checkpoint(weights, "xs", FEATURES)
+    assert (checkpoint.source.name, checkpoint.source.revision) == ("apple/mobilevit-x-small", COMMIT)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, True, None)
+    expected = hugging_face_classifier("xs").mobilevit(images(1, 96, 128)).pooler_output
+    assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
+
+
+@pytest.mark.parametrize(
+    ("task", "variant", "repo"),
+    [
+        (None, "xxs", "apple/mobilevit-xx-small"),
+        (CLASSIFICATION, "xs", "apple/mobilevit-x-small"),
+        (SEGMENTATION, "xxs", "apple/deeplabv3-mobilevit-xx-small"),
+        (SEGMENTATION, "xs", "apple/deeplabv3-mobilevit-x-small"),
+        (SEGMENTATION, "s", "apple/deeplabv3-mobilevit-small"),
+        (FEATURES, "s", "apple/mobilevit-small"),
+    ],
+)
+def test_each_task_and_variant_has_weights_of_its_own(
+    empty_hub: Path, task: str | None, variant: str, repo: str
+) -> None:
+    with pytest.raises(download.HubUnreachableError, match=rf"^weights {repo}: expected in the local cache or on the"):
+        load_checkpoint("pretrained", variant, task)
 
 
 def test_auto_without_hub_or_cache_is_untrained_and_says_so(empty_hub: Path) -> None:
@@ -117,9 +194,18 @@ def test_an_answer_that_there_is_no_repository_is_an_error_even_for_auto(
     assert "expected a repository on the Hugging Face hub, got none that is public or yours" in str(raised.value)
 
 
-def test_untrained_weights_are_the_same_each_time() -> None:
-    state, again = (load_checkpoint("untrained", "xxs").state for _ in range(2))
+@pytest.fixture(scope="module", params=TASKS)
+def untrained(request: pytest.FixtureRequest) -> Checkpoint:
+    """Untrained xxs weights for each task."""
+    return load_checkpoint("untrained", "xxs", request.param)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_untrained_weights_are_the_same_each_time(task: str) -> None:
+    config = dataclasses.replace(published_config("xxs", task), image_size=64)
+    state, again, other = (untrained_state(config, seed, task) for seed in (0, 0, 1))
     assert all(torch.equal(state[key], again[key]) for key in state)
+    assert not torch.equal(state["backbone.stem.conv.weight"], other["backbone.stem.conv.weight"])
 
 
 def test_untrained_weights_leave_the_callers_generator_alone() -> None:
@@ -128,14 +214,21 @@ def test_untrained_weights_leave_the_callers_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_untrained_weights_keep_the_signal_alive() -> None:
-    checkpoint = load_checkpoint("untrained", "xxs")
-    model = ImageClassifier(checkpoint.config).eval()
-    model.load_state_dict(checkpoint.state, strict=False)
-    with torch.no_grad():
-        output = model(images(2, 256, 256))
+@torch.no_grad()
+def test_untrained_weights_keep_the_signal_alive(untrained: Checkpoint) -> None:
+    output = at_size(untrained, 256, 256).model()(images(2, 256, 256))
     assert all(0.05 < float(state.std()) < 20 for state in output.hidden_states)
-    assert float(output.logits.std()) > 0.01
+    assert float((output.pooled if untrained.task == FEATURES else output.logits).std()) > 0.01
+
+
+def test_untrained_weights_are_for_what_is_published(untrained: Checkpoint) -> None:
+    is_segmenter = untrained.task == SEGMENTATION
+    assert untrained.expand == ("backbone.expand.conv.weight" in untrained.state) == (not is_segmenter)
+    assert untrained.config == published_config("xxs", untrained.task)
+    resize, crop = (544, (512, 512)) if is_segmenter else (288, (256, 256))
+    assert untrained.preprocessing == Preprocessing(resize, crop, "BGR")
+    assert (untrained.source.untrained, untrained.notice) == (True, None)
+    assert untrained.state.keys() == untrained.model().state_dict().keys()
 
 
 def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
@@ -159,12 +252,154 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
     assert "output stride 32 and ImageNet's class names;" in (checkpoint.notice or "")
 
 
-def test_a_segmenter_is_no_classifier(tmp_path: Path) -> None:
-    state = hugging_face_classifier("xxs").state_dict()
-    state["segmentation_head.classifier.convolution.bias"] = state.pop("classifier.bias")
-    torch.save(state, tmp_path / "best.pth")
-    with pytest.raises(CheckpointError, match="expected a classifier, got a segmenter with DeepLabV3's head; only"):
-        load_checkpoint(str(tmp_path / "best.pth"))
+@pytest.mark.parametrize("names", ["hugging face", "cvnets"])
+def test_bare_segmenter_next_to_nothing(tmp_path: Path, names: str) -> None:
+    peer = hugging_face_segmenter("xxs")
+    torch.save(peer.state_dict() if names == "hugging face" else cvnets_state(peer), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
+    assert (checkpoint.task, checkpoint.expand, checkpoint.variant) == (SEGMENTATION, False, "xxs")
+    assert checkpoint.config == published_config("xxs", SEGMENTATION)
+    assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
+    assert checkpoint.notice == (
+        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16 and PASCAL VOC's class "
+        "names; where that is wrong, give the directory"
+    )
+    assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
+
+
+def test_a_segmenter_of_other_classes_has_nobodys_names(tmp_path: Path) -> None:
+    torch.save(hugging_face_segmenter("xxs", classes=2).state_dict(), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
+    assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1")
+    assert checkpoint.notice == (
+        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16; "
+        "where that is wrong, give the directory"
+    )
+
+
+@pytest.mark.parametrize("task", [None, SEGMENTATION])
+def test_directory_of_a_segmenter(tmp_path: Path, task: str | None) -> None:
+    labels = {0: "nothing", 1: "leaf", 2: "stem"}
+    peer = save_segmenter(
+        tmp_path, id2label=labels, output_stride=8, aspp_out_channels=48, atrous_rates=[2, 3, 5], image_size=512
+    )
+    checkpoint = load_checkpoint(str(tmp_path), task=task)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (SEGMENTATION, False, None)
+    assert checkpoint.config.id2label == ("nothing", "leaf", "stem")
+    assert (checkpoint.config.output_stride, checkpoint.config.image_hw) == (8, (512, 512))
+    assert (checkpoint.config.aspp_out_channels, checkpoint.config.atrous_rates) == (48, (2, 3, 5))
+    assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR", reduce_labels=False)
+    assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
+
+
+def test_a_segmenters_preprocessor_says_how_masks_are_meant(tmp_path: Path) -> None:
+    save_segmenter(tmp_path, classes=150)
+    write_preprocessor(
+        tmp_path, size={"shortest_edge": 300}, crop_size={"height": 256, "width": 288}, do_reduce_labels=True
+    )
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint.preprocessing == Preprocessing(300, (256, 288), "RGB", reduce_labels=True)
+    assert checkpoint.config.image_hw == (256, 288)
+
+
+def test_a_segmenters_margin_is_a_sixteenth(tmp_path: Path) -> None:
+    hugging_face_segmenter("xxs", image_size=320).save_pretrained(tmp_path)  # without preprocessor_config.json
+    assert load_checkpoint(str(tmp_path)).preprocessing == Preprocessing(340, (320, 320), "BGR")
+
+
+def test_features_of_a_segmenter_have_no_expansion(tmp_path: Path) -> None:
+    peer = hugging_face_segmenter("xxs")
+    torch.save(peer.state_dict(), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=FEATURES)
+    assert (checkpoint.task, checkpoint.expand) == (FEATURES, False)
+    assert (checkpoint.config.output_stride, checkpoint.config.image_hw) == (16, (512, 512))
+    assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
+    assert checkpoint.notice == (
+        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16; "
+        "where that is wrong, give the directory"
+    )
+    output = output_of(at_size(checkpoint, 96, 128))
+    assert snr(peer.mobilevit(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
+
+
+@pytest.mark.parametrize("task", [None, FEATURES])
+@pytest.mark.parametrize("expand", [True, False])
+def test_features_of_a_backbone(tmp_path: Path, expand: bool, task: str | None) -> None:
+    peer = hugging_face_backbone("xxs", expand)
+    torch.save(peer.state_dict(), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=task)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.variant) == (FEATURES, expand, "xxs")
+    assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
+    assert checkpoint.notice == (
+        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
+        "where that is wrong, give the directory"
+    )
+    output = output_of(at_size(checkpoint, 96, 128))
+    assert snr(peer(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
+
+
+@pytest.mark.parametrize("expand", [True, False])
+def test_directory_of_a_backbone(tmp_path: Path, expand: bool) -> None:
+    peer = hugging_face_backbone("xxs", expand, image_size=192, output_stride=8)
+    peer.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, expand, None)
+    assert checkpoint.preprocessing == Preprocessing(216, (192, 192), "BGR")
+    output = output_of(checkpoint)
+    assert snr(peer(images(1, 192, 192)).last_hidden_state, output.feature_map) > 100
+
+
+def test_features_of_a_bare_classifier(tmp_path: Path) -> None:
+    peer = hugging_face_classifier("xxs")
+    torch.save(cvnets_state(peer), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=FEATURES)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.source.naming) == (FEATURES, True, "cvnets")
+    assert "output stride 32; where" in (checkpoint.notice or "")  # features have no class names
+    expected = peer.mobilevit(images(1, 96, 128)).pooler_output
+    assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
+
+
+@pytest.mark.parametrize(("classes", "task"), [(0, None), (0, FEATURES), (5, FEATURES)])
+def test_features_of_timm(tmp_path: Path, classes: int, task: str | None) -> None:
+    peer = timm_classifier("xxs", classes)
+    torch.save(peer.state_dict(), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=task)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, True, None)
+    assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "RGB")
+    output = output_of(at_size(checkpoint, 96, 128))
+    assert snr(peer.forward_features(images(1, 96, 128)), output.feature_map) > 100
+    assert snr(peer.forward_head(output.feature_map, pre_logits=True), output.pooled) > 100
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked"),
+    [
+        (SEGMENTATION, CLASSIFICATION),
+        (CLASSIFICATION, SEGMENTATION),
+        (FEATURES, CLASSIFICATION),
+        (FEATURES, SEGMENTATION),
+    ],
+)
+def test_a_task_that_contradicts_the_weights(tmp_path: Path, trained: str, asked: str) -> None:
+    make = {
+        CLASSIFICATION: hugging_face_classifier,
+        SEGMENTATION: hugging_face_segmenter,
+        FEATURES: hugging_face_backbone,
+    }
+    path = tmp_path / "best.pth"
+    torch.save(make[trained]("xxs").state_dict(), path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(str(path), task=asked)
+    assert str(error.value) == (
+        f"weights {path}: expected weights for {asked} (--task), got weights for {trained} (from their keys); "
+        "drop --task or give other weights"
+    )
+
+
+def test_published_weights_of_another_task_are_an_error(empty_hub: Path, xs_snapshot: Path) -> None:
+    put_in_hub(empty_hub, "apple/deeplabv3-mobilevit-x-small", xs_snapshot)
+    with pytest.raises(CheckpointError, match=r"expected weights for segmentation .*, got weights for classification"):
+        load_checkpoint("auto", "xs", SEGMENTATION)
 
 
 def test_a_path_that_looks_like_a_hub_id_is_said_not_to_be_there(empty_hub: Path) -> None:
@@ -313,9 +548,7 @@ def test_published_logits(tmp_path: Path) -> None:
     checkpoint = load_checkpoint("apple/mobilevit-small")
     with urllib.request.urlopen("http://images.cocodataset.org/val2017/000000039769.jpg", timeout=30) as response:
         photo = Image.open(io.BytesIO(response.read()))
-    model = ImageClassifier(checkpoint.config).eval()
-    model.load_state_dict(checkpoint.state, strict=False)
     pixels = torch.from_numpy(checkpoint.preprocessing.pixels(checkpoint.preprocessing.prepare(photo)))
     with torch.no_grad():
-        logits = model(pixels).logits[0, :3]
+        logits = checkpoint.model()(pixels).logits[0, :3]
     assert logits.tolist() == pytest.approx([-0.9866, 0.2392, -1.1241], abs=1e-3)

@@ -1,81 +1,46 @@
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mobilevit_coreml.checkpoints.cvnets import CVNETS
 from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
-from mobilevit_coreml.checkpoints.naming import Naming, infer_config, own_state, parameter_shapes, recognize
+from mobilevit_coreml.checkpoints.naming import (
+    Naming,
+    has_expansion,
+    infer_config,
+    own_state,
+    parameter_shapes,
+    recognize,
+    trained_for,
+)
 from mobilevit_coreml.checkpoints.timm import TIMM
-from mobilevit_coreml.config import VARIANTS, variant_of
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, VARIANTS, variant_of
 from mobilevit_coreml.errors import CheckpointError
-from tests.peers import NAMINGS, hugging_face_classifier, images, ours, snr, timm_classifier
-
-
-def cvnets_state(variant: str, classes: int = 1000) -> dict[str, Tensor]:
-    """A state dict as ml-cvnets saves it, from transformers' model, by the renames of its conversion script.
-
-    Written from the published names, independently of the table under test.
-    """
-    tensors = hugging_face_classifier(variant, classes).state_dict()
-    state = {}
-    for key, tensor in tensors.items():
-        if ".attention.attention." in key:
-            if ".query." in key:
-                qkv = [tensors[key.replace("query", part)] for part in ("query", "key", "value")]
-                state[_cvnets_key(key.replace("query", "qkv"))] = torch.cat(qkv)
-        else:
-            state[_cvnets_key(key)] = tensor
-    return state
-
-
-def _cvnets_key(key: str) -> str:
-    depths = {2: 2, 3: 4, 4: 3}
-    parts = key.removeprefix("mobilevit.").split(".")
-    if parts[0] == "classifier":
-        return f"classifier.fc.{parts[1]}"
-    leaf = parts[-1]
-    kind = {"convolution": "block.conv", "normalization": "block.norm"}.get(parts[-2], "")
-    if parts[0] in ("conv_stem", "conv_1x1_exp"):
-        return f"{'conv_1' if parts[0] == 'conv_stem' else parts[0]}.{kind}.{leaf}"
-    stage = int(parts[2])
-    layer = f"layer_{stage + 1}"
-    inverted = {"expand_1x1": "exp_1x1", "conv_3x3": "conv_3x3", "reduce_1x1": "red_1x1"}
-    if parts[3] == "layer":
-        return f"{layer}.{parts[4]}.block.{inverted[parts[5]]}.{kind}.{leaf}"
-    if parts[3] == "downsampling_layer":
-        return f"{layer}.0.block.{inverted[parts[4]]}.{kind}.{leaf}"
-    if parts[3] == "transformer":
-        inside = {
-            "layernorm_before": "pre_norm_mha.0",
-            "attention.attention.qkv": "pre_norm_mha.1.qkv_proj",
-            "attention.output.dense": "pre_norm_mha.1.out_proj",
-            "layernorm_after": "pre_norm_ffn.0",
-            "intermediate.dense": "pre_norm_ffn.1",
-            "output.dense": "pre_norm_ffn.4",
-        }[".".join(parts[6:-1])]
-        return f"{layer}.1.global_rep.{parts[5]}.{inside}.{leaf}"
-    if parts[3] == "layernorm":
-        return f"{layer}.1.global_rep.{depths[stage]}.{leaf}"
-    block = {
-        "conv_kxk": "local_rep.conv_3x3",
-        "conv_1x1": "local_rep.conv_1x1",
-        "conv_projection": "conv_proj",
-        "fusion": "fusion",
-    }[parts[3]]
-    return f"{layer}.1.{block}.{kind}.{leaf}"
+from tests.peers import (
+    NAMINGS,
+    cvnets_state,
+    hugging_face_backbone,
+    hugging_face_classifier,
+    hugging_face_segmenter,
+    images,
+    ours,
+    snr,
+    timm_classifier,
+)
 
 
 @pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
 @torch.no_grad()
 def test_cvnets_names_give_the_same_model(variant: str) -> None:
-    naming, tensors = recognize(cvnets_state(variant), NAMINGS, "here")
+    peer = hugging_face_classifier(variant)
+    naming, tensors = recognize(cvnets_state(peer), NAMINGS, "here")
     config = infer_config(tensors, naming)
     assert naming is CVNETS
+    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (CLASSIFICATION, True)
     assert config == VARIANTS[variant]
-    expected = ours(hugging_face_classifier(variant)).state_dict()
+    expected = ours(peer).state_dict()
     state = own_state(tensors, naming, config, "here")
     assert state.keys() == parameter_shapes(config).keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
@@ -221,8 +186,68 @@ def test_a_tensor_that_claims_a_huge_shape_is_not_touched() -> None:
         own_state(tensors, naming, infer_config(tensors, naming), "here")
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.name)
-def test_no_two_parameters_share_a_source_key(naming: Naming) -> None:
-    keys = [key for own in parameter_shapes(dataclasses.replace(VARIANTS["s"])) for key in naming.source_keys(own)]
+def test_no_two_parameters_share_a_source_key(naming: Naming, task: str) -> None:
+    keys = [key for own in parameter_shapes(VARIANTS["s"], task) for key in naming.source_keys(own)]
     assert len(keys) == len(set(keys))
     assert not any("{" in key or "backbone" in key for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("peer", "task", "expand"),
+    [
+        (lambda: hugging_face_classifier("xxs").state_dict(), CLASSIFICATION, True),
+        (lambda: hugging_face_segmenter("xxs").state_dict(), SEGMENTATION, False),
+        (lambda: hugging_face_backbone("xxs").state_dict(), FEATURES, True),
+        (lambda: hugging_face_backbone("xxs", expand_output=False).state_dict(), FEATURES, False),
+        (lambda: cvnets_state(hugging_face_backbone("xxs")), FEATURES, True),
+        (lambda: cvnets_state(hugging_face_backbone("xxs", expand_output=False)), FEATURES, False),
+        (lambda: timm_classifier("xxs").state_dict(), CLASSIFICATION, True),
+        (lambda: timm_classifier("xxs", classes=0).state_dict(), FEATURES, True),
+    ],
+    ids=[
+        "classifier",
+        "segmenter",
+        "backbone",
+        "backbone without expansion",
+        "cvnets backbone",
+        "cvnets backbone without expansion",
+        "timm classifier",
+        "timm backbone",
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_keys_tell_the_task_and_the_expansion(
+    peer: Callable[[], dict[str, torch.Tensor]], task: str, expand: bool, wrapper: str
+) -> None:
+    naming, tensors = recognize({wrapper + key: value for key, value in peer().items()}, NAMINGS, "here")
+    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (task, expand)
+    config = infer_config(tensors, naming, task)
+    assert variant_of(config) == "xxs"
+    state = own_state(tensors, naming, config, "here", task)
+    assert state.keys() == parameter_shapes(config, task, expand).keys()
+
+
+@pytest.mark.parametrize(
+    ("peer", "expand"),
+    [
+        (lambda: hugging_face_classifier("xxs").state_dict(), True),
+        (lambda: cvnets_state(hugging_face_classifier("xxs")), True),
+        (lambda: timm_classifier("xxs").state_dict(), True),
+        (lambda: hugging_face_segmenter("xxs").state_dict(), False),
+        (lambda: cvnets_state(hugging_face_segmenter("xxs")), False),
+    ],
+    ids=["classifier", "cvnets classifier", "timm classifier", "segmenter", "cvnets segmenter"],
+)
+def test_features_pass_over_heads_and_over_nothing_else(
+    peer: Callable[[], dict[str, torch.Tensor]], expand: bool
+) -> None:
+    naming, tensors = recognize(peer(), NAMINGS, "here")
+    config = infer_config(tensors, naming, FEATURES)
+    state = own_state(tensors, naming, config, "here", FEATURES)
+    assert state.keys() == parameter_shapes(config, FEATURES, expand).keys()
+    assert all(key.startswith("backbone.") for key in state)
+    tensors |= {"neck.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"got 1 unexpected: neck\.weight; check"):
+        own_state(tensors, naming, config, "here", FEATURES)

@@ -1,0 +1,294 @@
+"""Packages of every task, form and size, and a fresh read of what was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobilevit_coreml._coremltools import ct
+from mobilevit_coreml.conversion import Conversion, convert
+from mobilevit_coreml.convert import main, summary
+from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
+from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.prediction import read_record
+from mobilevit_coreml.reference import ReferenceEvaluator
+from tests.peers import hugging_face_segmenter
+
+NAMES = ("background", "cat", "dog", "dog", "tree")  # two alike, as in some datasets
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What transformers saves of a fine-tuned segmenter of five classes, 128x128, with its preprocessing."""
+    directory = tmp_path_factory.mktemp("segmenter")
+    peer = hugging_face_segmenter("xxs", image_size=128, id2label=dict(enumerate(NAMES)))
+    peer.save_pretrained(directory)
+    preprocessing = {
+        "crop_size": {"height": 128, "width": 128},
+        "size": {"shortest_edge": 136},
+        "do_flip_channel_order": True,
+        "do_reduce_labels": True,
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return directory
+
+
+def test_a_segmenter_of_ones_own(segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--weights", str(segmenter), "--attention", "packed", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "  outputs      semanticPredictions, 5 classes\n" in printed
+    assert "  verified     PASS, logits " in printed
+    assert "               pixel agreement 9" in printed
+    path = tmp_path / "DeepLabV3_MobileViT_XXS_fp16.mlpackage"
+    spec = ct.utils.load_spec(str(path))
+    picture = spec.description.input[0].type.imageType
+    assert (picture.height, picture.width) == (128, 128)
+    (mask,) = spec.description.output
+    assert (mask.name, list(mask.type.multiArrayType.shape)) == ("semanticPredictions", [128, 128])
+    assert mask.shortDescription == "Class index of each pixel of the picture: rows, columns"
+    metadata = spec.description.metadata.userDefined
+    assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
+    parameters = json.loads(metadata["com.apple.coreml.model.preview.params"])
+    assert parameters["labels"] == ["background", "cat", "dog", "dog (3)", "tree"]
+    assert parameters["colors"][0] == "#000000"
+    assert len(set(parameters["colors"])) == 5
+    record = read_record(path)
+    assert (record.task, record.labels, record.expand) == ("segmentation", tuple(parameters["labels"]), False)
+    assert (record.preprocessing.resize, record.preprocessing.reduce_labels) == (136, True)
+    assert record.config["output_stride"] == 16
+
+
+@torch.no_grad()
+def test_its_mask_is_transformers(segmenter: Path, tmp_path: Path) -> None:
+    """Through transformers' own processor and post-processing, on a photograph of another size."""
+    from transformers import MobileViTForSemanticSegmentation
+    from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+
+    package = convert(str(segmenter), precision="fp32", attention="packed", output=tmp_path, verify=False).path
+    photograph = drawn_images(150, 201, 1)[0]
+    processor = MobileViTImageProcessorPil.from_pretrained(segmenter, resample=2)
+    peer = MobileViTForSemanticSegmentation.from_pretrained(segmenter).eval()
+    outputs = peer(**processor(photograph, return_tensors="pt"))
+    (expected,) = processor.post_process_semantic_segmentation(outputs, [(128, 128)])
+    prepared = read_record(package).preprocessing.prepare(photograph)
+    mask = ReferenceEvaluator(package, "fp32").run({"image": prepared})["semanticPredictions"]
+    assert mask.dtype == np.int32
+    # fp32 throughout; only where two classes are equal to the last digits may they part
+    assert (mask == expected.numpy()).mean() > 0.999
+    assert len(np.unique(mask)) > 1
+
+
+def test_no_preview_of_what_xcode_cannot_show(segmenter: Path, tmp_path: Path) -> None:
+    made = convert(str(segmenter), output_type="image", attention="packed", output=tmp_path)
+    assert made.passed
+    metadata = ct.utils.load_spec(str(made.path)).description.metadata.userDefined
+    assert not [key for key in metadata if key.startswith("com.apple.coreml.model.preview")]
+    assert read_record(made.path).labels == ("background", "cat", "dog", "dog (3)", "tree")
+    mask = ReferenceEvaluator(made.path).run({"image": drawn_images(128, 128, 1)[0]})["semanticPredictions"]
+    assert isinstance(mask, Image.Image)
+    assert (mask.mode, mask.size) == ("L", (128, 128))
+
+
+def test_a_mask_that_is_off_by_one_fails(
+    segmenter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mobilevit_coreml.mil import deployed
+
+    honest = deployed.output_of_logits
+    monkeypatch.setattr(deployed, "output_of_logits", lambda *arguments: honest(*arguments) + 1)
+    assert main(["--weights", str(segmenter), "--attention", "packed", "--output", str(tmp_path)]) == 1
+    assert "  verified     FAIL, logits " in capsys.readouterr().out  # which are right
+    assert [path.stem for path in tmp_path.iterdir()] == ["DeepLabV3_MobileViT_XXS_fp16_failed"]
+
+
+def test_features_of_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
+    made = convert(str(segmenter), task="features", hidden_states=True, attention="packed", output=tmp_path)
+    assert made.path.name == "MobileViT_XXS_features_fp16.mlpackage"
+    assert made.passed
+    assert list(made.fidelity["main"].signals) == ["pooled", "featureMap", *(f"stage{n}" for n in range(1, 6))]
+    assert "outputs      pooled; featureMap; stage1; stage2; stage3; stage4; stage5\n" in summary(made, {})
+    record = read_record(made.path)
+    assert (record.expand, record.labels, record.config["output_stride"]) == (False, (), 16)
+    outputs = ReferenceEvaluator(made.path).run({"image": drawn_images(128, 128, 1)[0]})
+    assert outputs["pooled"].dtype == np.float32
+    assert (outputs["pooled"].shape, outputs["featureMap"].shape) == ((1, 80), (1, 80, 8, 8))
+    assert np.array_equal(outputs["featureMap"], outputs["stage5"])
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
+    directory = tmp_path_factory.mktemp("sizes")
+    return convert("untrained", "xxs", image_sizes=[(128, 128), (96, 160)], attention="packed", output=directory)
+
+
+def test_several_sizes_are_functions_of_one_package(sizes: Conversion) -> None:
+    assert sizes.target == "iOS18"
+    assert sizes.passed
+    assert list(sizes.fidelity) == ["size_128", "size_96x160"]
+    printed = summary(sizes, {})
+    assert "  input        image, 128x128, 160x96 pixels, any pixel buffer (BGR inside)\n" in printed
+    assert "  functions    size_128, size_96x160\n" in printed
+    assert "  verified     size_128:\n                 PASS, logits " in printed
+    spec = ct.utils.load_spec(str(sizes.path))
+    assert spec.description.defaultFunctionName == "size_128"
+    for function, (height, width) in zip(spec.description.functions, [(128, 128), (96, 160)], strict=True):
+        picture = function.input[0].type.imageType
+        assert (picture.height, picture.width) == (height, width)
+        assert f"{width}x{height} pixels" in function.input[0].shortDescription
+        assert [output.name for output in function.output] == ["classLabel", "classLabel_probs"]
+        assert all(output.shortDescription for output in function.output)
+        assert function.predictedFeatureName == "classLabel"
+    record = read_record(sizes.path)
+    assert record.sizes == {"size_128": (128, 128), "size_96x160": (96, 160)}
+    assert record.preprocessing.crop == (128, 128)
+
+
+def test_each_function_computes_what_a_package_of_its_own_does(sizes: Conversion, tmp_path: Path) -> None:
+    for function, size in (("size_128", (128, 128)), ("size_96x160", (96, 160))):
+        alone = convert(
+            "untrained", "xxs", image_sizes=[size], attention="packed", target="iOS18", output=tmp_path, force=True
+        )
+        image = drawn_images(*size, 1)[0]
+        expected = ReferenceEvaluator(alone.path).run({"image": image})
+        assert ReferenceEvaluator(sizes.path, function_name=function).run({"image": image}) == expected
+
+
+def test_equal_conversions_of_several_sizes_have_equal_weights_and_programs(sizes: Conversion, tmp_path: Path) -> None:
+    again = convert("untrained", "xxs", image_sizes=[(128, 128), (96, 160)], attention="packed", output=tmp_path)
+    for name in ("weights/weight.bin", "model.mlmodel"):
+        first, second = (path / "Data" / "com.apple.CoreML" / name for path in (sizes.path, again.path))
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "features"])
+def test_a_package_that_crops_itself_says_what_one_that_does_not_says(task: str, tmp_path: Path) -> None:
+    photograph = drawn_images(211, 333, 1)[0]
+    outputs = []
+    for include_crop in (False, True):
+        path = convert(
+            "untrained",
+            "xxs",
+            task=task,
+            image_sizes=[(128, 128)],
+            include_crop=include_crop,
+            attention="packed",
+            output=tmp_path,
+            force=True,
+        ).path
+        record = read_record(path)
+        assert record.preprocessing.include_crop == include_crop
+        prepared = record.preprocessing.prepare(photograph)
+        side = {False: 128, True: 136 if task == "segmentation" else 144}[include_crop]
+        assert prepared.size == (side, side)
+        outputs.append(ReferenceEvaluator(path).run({"image": prepared}))
+    without, with_crop = outputs
+    assert without.keys() == with_crop.keys()
+    for name, value in without.items():
+        assert np.array_equal(value, with_crop[name]) if isinstance(value, np.ndarray) else value == with_crop[name]
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "features"])
+def test_sizes_that_are_no_square_and_do_not_divide(task: str, tmp_path: Path) -> None:
+    made = convert(
+        "untrained", "xxs", task=task, image_sizes=[(144, 208)], precision="fp32", attention="packed", output=tmp_path
+    )
+    (fidelity,) = made.fidelity.values()
+    assert fidelity.passed
+    assert min(signal.snr for signal in fidelity.signals.values()) > 100
+
+
+UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (
+            {"task": "detection"},
+            ConversionError,
+            "task: expected one of classification, segmentation, features, got 'det",
+        ),
+        (
+            {"output_type": "mask"},
+            ConversionError,
+            "output type: expected one of labels, logits, probabilities, image, ",
+        ),
+        ({"output_size": "512"}, ConversionError, "output size: expected one of image, network, got '512'; choose one"),
+        (
+            {"output_dtype": "int8"},
+            ConversionError,
+            "output dtype: expected one of float32, float16, got 'int8'; choose",
+        ),
+        (
+            {"output_type": "labels"},
+            ConversionError,
+            "--output-type: expected nothing, since classification has no such choice, got labels; leave it out",
+        ),
+        (
+            {"task": "segmentation", "output_dtype": "float16"},
+            ConversionError,
+            "--output-dtype: expected nothing, since segmentation with --output-type labels has no such choice, got",
+        ),
+        (
+            {"task": "segmentation", "hidden_states": True},
+            ConversionError,
+            "--hidden-states: expected nothing, since seg",
+        ),
+        (
+            {"task": "features", "output_size": "network"},
+            ConversionError,
+            "--output-size: expected nothing, since feat",
+        ),
+        (
+            {"task": "features", "output_dtype": "float16", "target": "iOS15"},
+            ConversionError,
+            "target: expected iOS16 or later for float16 outputs, got iOS15; raise it with --target",
+        ),
+        (
+            {"image_sizes": [(64, 64), (96, 96)], "target": "iOS17"},
+            ConversionError,
+            "target: expected iOS18 or later for several image sizes in one package, got iOS17; raise it with --target",
+        ),
+        ({"image_sizes": [(64, 64), (64, 64)]}, ConversionError, "image size: expected each size once, got one twice"),
+        (
+            {"image_sizes": [(64, 64), (8, 64)]},
+            ConfigError,
+            "image_size: expected an int or (height, width), each 32 to",
+        ),
+        (
+            {"task": "features", "labels": "names.txt"},
+            LabelsError,
+            "labels: expected none, since features have no classes, got 2; leave them out",
+        ),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    request_: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    (tmp_path / "here").mkdir()
+    if "labels" in request_:
+        request_ = {**request_, "labels": tmp_path / request_["labels"]}
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(error) as raised:
+        convert(**UNTRAINED, **request_)
+    assert str(raised.value).startswith(message)
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_float16_outputs(tmp_path: Path) -> None:
+    made = convert(
+        **UNTRAINED,
+        task="features",
+        image_sizes=[(64, 64)],
+        output_dtype="float16",
+        attention="packed",
+        output=tmp_path,
+    )
+    assert made.passed
+    for output in ct.utils.load_spec(str(made.path)).description.output:
+        assert output.type.multiArrayType.dataType == 65552  # FLOAT16
