@@ -91,10 +91,11 @@ def convert(
 
     `weights`, `variant` and `task` are as in `load_checkpoint`. `image_sizes` are (height, width) in
     pixels, by default the checkpoint's; several become functions of one package; with `include_crop`
-    the package cuts the crop from a larger picture itself. `output_type`, `output_size`, `output_dtype`
-    and `hidden_states` are as in `OutputForm`. `target` is iOS15 to iOS26, by default iOS16, or iOS18
-    for several sizes. `labels` is a file as in `read_labels`; `channel_order` BGR or RGB where it is
-    not what the checkpoint's source uses; `output` a .mlpackage path or a directory.
+    the package cuts the crop from a larger picture itself. `output_type`, `output_size` and
+    `output_dtype` are as in `OutputForm`; `hidden_states` adds the stages' maps to features. `target`
+    is iOS15 to iOS26, by default iOS16, or iOS18 for several sizes. `labels` is a file as in
+    `read_labels`; `channel_order` BGR or RGB where it is not what the checkpoint's source uses; `output`
+    a .mlpackage path or a directory.
     The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
     ones; one that fails a gate goes to a name ending in `_failed`.
 
@@ -109,7 +110,7 @@ def convert(
         ("channel order", channel_order, CHANNEL_ORDERS),
     ):
         _check_choice(name, value, choices)
-    options = {"type": output_type, "size": output_size, "dtype": output_dtype, "hidden_states": hidden_states or None}
+    options = {"type": output_type, "size": output_size, "dtype": output_dtype}
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     form = OutputForm(**asked)
     target = _target(target, form, several=len(image_sizes) > 1)
@@ -122,7 +123,9 @@ def convert(
         from mobilevit_coreml.checkpoints.load import load_checkpoint
 
         checkpoint = load_checkpoint(weights, variant, task)
-        _check_outputs(checkpoint, asked, form)
+        _check_outputs(checkpoint, [*asked, *(["hidden_states"] if hidden_states else [])], form)
+        if hidden_states:  # without the expansion the feature map is the fifth
+            form = dataclasses.replace(form, hidden_states=5 if checkpoint.expand else 4)
         checkpoint = _adapted(checkpoint, names, channel_order, include_crop)
         record, class_names = _record(checkpoint, attention, precision, form, image_sizes)
         path = package_path(
@@ -176,7 +179,7 @@ def _target(target: str | None, form: OutputForm, several: bool) -> str:
     return target
 
 
-def _check_outputs(checkpoint: "Checkpoint", asked: Mapping[str, object], form: OutputForm) -> None:
+def _check_outputs(checkpoint: "Checkpoint", asked: Collection[str], form: OutputForm) -> None:
     """Raise ConversionError where a form was asked for that the task does not have."""
     integers = checkpoint.task == SEGMENTATION and form.type in (LABELS, MASK)
     has = {
@@ -184,13 +187,11 @@ def _check_outputs(checkpoint: "Checkpoint", asked: Mapping[str, object], form: 
         SEGMENTATION: ("type", "size") if integers else ("type", "size", "dtype"),
         FEATURES: ("dtype", "hidden_states"),
     }[checkpoint.task]
-    for name, value in asked.items():
+    for name in asked:
         if name not in has:
             option = "--hidden-states" if name == "hidden_states" else f"--output-{name}"
             which = f"{checkpoint.task} with --output-type {form.type}" if integers else checkpoint.task
-            raise ConversionError(
-                f"{option}: expected nothing, since {which} has no such choice, got {value}; leave it out"
-            )
+            raise ConversionError(f"{option}: expected no such choice, since {which} has none, got one; leave it out")
     if checkpoint.task == SEGMENTATION and form.type == MASK and checkpoint.config.num_labels > MAX_MASK_CLASSES:
         raise ConversionError(
             f"--output-type image: expected at most {MAX_MASK_CLASSES} classes, as a gray value can tell apart, "

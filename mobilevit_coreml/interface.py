@@ -25,14 +25,15 @@ class OutputForm:
 
     `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale picture
     ("image"), logits or probabilities, for each pixel of the crop ("image") or each cell of the
-    network's own map ("network"). `hidden_states`, the five stages' maps, are a feature extractor's.
+    network's own map ("network"). `hidden_states` is how many stages' maps a feature extractor puts out;
+    without the final expansion the fifth's is the feature map itself.
     `dtype` is what real numbers come as, float32 or float16.
     """
 
     type: str = LABELS
     size: str = WHOLE
     dtype: str = "float32"
-    hidden_states: bool = False
+    hidden_states: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in (("type", OUTPUT_TYPES), ("size", OUTPUT_SIZES), ("dtype", DTYPES)):
@@ -63,9 +64,9 @@ def output_descriptions(task: str, form: OutputForm) -> Mapping[str, str]:
             LOGITS: {LOGITS: f"Logit of each class for each {where}: 1, classes, rows, columns"},
             PROBABILITIES: {PROBABILITIES: f"Probability of each class for each {where}: 1, classes, rows, columns"},
         }[form.type]
-    stages = {f"stage{number}": f"Map of stage {number}: 1, channels, rows, columns" for number in range(1, 6)}
+    stages = range(1, form.hidden_states + 1)
     return {
         POOLED: "The feature map's mean, one value a channel: 1, channels",
         FEATURE_MAP: "The last map: 1, channels, rows, columns",
-        **(stages if form.hidden_states else {}),
+        **{f"stage{number}": f"Map of stage {number}: 1, channels, rows, columns" for number in stages},
     }

@@ -109,14 +109,13 @@ def test_features_of_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
     made = convert(str(segmenter), task="features", hidden_states=True, attention="packed", output=tmp_path)
     assert made.path.name == "MobileViT_XXS_features_fp16.mlpackage"
     assert made.passed
-    assert list(made.fidelity["main"].signals) == ["pooled", "featureMap", *(f"stage{n}" for n in range(1, 6))]
-    assert "outputs      pooled; featureMap; stage1; stage2; stage3; stage4; stage5\n" in summary(made, {})
+    assert list(made.fidelity["main"].signals) == ["pooled", "featureMap", *(f"stage{n}" for n in range(1, 5))]
+    assert "outputs      pooled; featureMap; stage1; stage2; stage3; stage4\n" in summary(made, {})
     record = read_record(made.path)
     assert (record.expand, record.labels, record.config["output_stride"]) == (False, (), 16)
     outputs = ReferenceEvaluator(made.path).run({"image": drawn_images(128, 128, 1)[0]})
     assert outputs["pooled"].dtype == np.float32
     assert (outputs["pooled"].shape, outputs["featureMap"].shape) == ((1, 80), (1, 80, 8, 8))
-    assert np.array_equal(outputs["featureMap"], outputs["stage5"])
 
 
 @pytest.fixture(scope="module")
@@ -226,22 +225,22 @@ UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
         (
             {"output_type": "labels"},
             ConversionError,
-            "--output-type: expected nothing, since classification has no such choice, got labels; leave it out",
+            "--output-type: expected no such choice, since classification has none, got one; leave it out",
         ),
         (
             {"task": "segmentation", "output_dtype": "float16"},
             ConversionError,
-            "--output-dtype: expected nothing, since segmentation with --output-type labels has no such choice, got",
+            "--output-dtype: expected no such choice, since segmentation with --output-type labels has none, got one",
         ),
         (
             {"task": "segmentation", "hidden_states": True},
             ConversionError,
-            "--hidden-states: expected nothing, since seg",
+            "--hidden-states: expected no such choice, since seg",
         ),
         (
             {"task": "features", "output_size": "network"},
             ConversionError,
-            "--output-size: expected nothing, since feat",
+            "--output-size: expected no such choice, since feat",
         ),
         (
             {"task": "features", "output_dtype": "float16", "target": "iOS15"},

@@ -186,7 +186,7 @@ def test_a_segmenters_head_has_no_resize_of_a_single_value_and_joins_no_more_tha
 def test_outputs_of_features(dtype: str) -> None:
     plain = untrained_program("features", OutputForm(dtype=dtype))
     assert output_types(plain) == {"pooled": (dtype, 1, 320), "featureMap": (dtype, 1, 320, 4, 5)}
-    made = untrained_program("features", OutputForm(dtype=dtype, hidden_states=True))
+    made = untrained_program("features", OutputForm(dtype=dtype, hidden_states=5))
     assert list(output_types(made)) == ["pooled", "featureMap", *(f"stage{number}" for number in range(1, 6))]
     assert output_types(made)["stage2"] == (dtype, 1, 24, 32, 40)
     casts = Counter(operation.type for operation in operations(made))["cast"]

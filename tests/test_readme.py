@@ -20,8 +20,11 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     made = convert("untrained", "xs", verify=False).path
     made.rename("MobileViT_XS_fp16.mlpackage")
-    drawn_images(300, 400, 1)[0].save("cat.jpg")
-    assert len(blocks("python")) == 2
+    segmenter = convert("untrained", "s", task="segmentation", attention="packed", verify=False).path
+    segmenter.rename("DeepLabV3_MobileViT_S_fp16.mlpackage")
+    for name in ("cat.jpg", "street.jpg"):
+        drawn_images(300, 400, 1)[0].save(name)
+    assert len(blocks("python")) == 3
     for block in blocks("python"):
         exec(block, {})
 

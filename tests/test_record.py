@@ -18,7 +18,7 @@ RECORD = PackageRecord(
     weights=WeightsSource("someone/model", "timm", revision="abc", sha256="123"),
     preprocessing=Preprocessing(400, (320, 384), "RGB", "bicubic", 1 / 255, include_crop=True, reduce_labels=True),
     config={"image_size": [320, 384], "qkv_bias": True},
-    outputs=OutputForm("logits", "network", "float16", hidden_states=True),
+    outputs=OutputForm("logits", "network", "float16", hidden_states=5),
     expand=False,
     labels=("background", "cat"),
     colors=("#000000", "#FFFFFF"),

@@ -34,9 +34,7 @@ class Deployed(nn.Module):
             return result.logits.softmax(1)
         if self.task == SEGMENTATION:
             return output_of_logits(result.logits, self.form, self.model.config)
-        stages = result.hidden_states if self.form.hidden_states else ()
-        # without an expansion the feature map is the last stage's; two outputs of one value would take its last name
-        return (result.pooled, result.feature_map.clone(), *stages)
+        return (result.pooled, result.feature_map, *result.hidden_states[: self.form.hidden_states])
 
 
 def output_of_logits(logits: Tensor, form: OutputForm, config: MobileViTConfig) -> Tensor:
