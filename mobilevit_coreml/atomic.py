@@ -16,6 +16,8 @@ def check_file_free(path: Path, force: bool) -> None:
         raise OutputError(f"output {path}: expected {path.parent} to be a directory, got none there; create it first")
     if path.is_dir():
         raise OutputError(f"output {path}: expected a free name, got a directory; choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"output {path}: expected a directory to write to, got one that is not; choose another")
     if os.path.lexists(path) and not force:
         raise OutputError(f"output {path}: expected a free name, got an existing file; add --force to replace it")
 
@@ -25,13 +27,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that gets its name when the block ends, and goes when it fails."""
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing.", delete=False) as file:
             temporary = Path(file.name)
             yield file
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"output {path}: expected room for the file, got {error.strerror}; free some") from None
+        reason = error.strerror or str(error)
+        raise OutputError(f"output {path}: expected a place with room, got {reason}; choose another") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     except MobileViTError as error:
         message, code = f"error: {error}", BAD_INPUT
     except KeyboardInterrupt:
-        message = "interrupted: nothing was written"
+        message = "interrupted: nothing half-made is left"
         code = SIGNALLED + (progress.interrupted_by or signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

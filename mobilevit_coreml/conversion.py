@@ -238,9 +238,7 @@ def _record(
     checkpoint: "Checkpoint", attention: str, precision: str, form: OutputForm, sizes: Sequence[Size]
 ) -> tuple[PackageRecord, tuple[str, ...]]:
     """What the package will say of itself, and the class names, made unique."""
-    functions = {
-        f"size_{height}" if height == width else f"size_{height}x{width}": (height, width) for height, width in sizes
-    }
+    functions = {_function_name(size): size for size in sizes}
     if len(functions) < len(sizes):
         raise ConversionError("image size: expected each size once, got one twice; leave the second out")
     if sizes:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from mobilevit_coreml.errors import InputError
+
 VOID = -1  # in a class map: no class
 VOID_PIXEL, VOID_COLOR = 255, "#E0E0C0"  # in a picture of one, as in PASCAL VOC
 OPACITY = 0.6  # of the colours over a photograph
@@ -27,6 +29,10 @@ def post_process_semantic_segmentation(
     largest is taken, or class indices (B, H, W), which are resized to the nearest. As transformers' image
     processor does it.
     """
+    if target_sizes is not None and len(target_sizes) != len(outputs):
+        raise InputError(
+            f"target_sizes: expected one for each of {len(outputs)} outputs, got {len(target_sizes)}; give as many"
+        )
     maps = []
     for index, output in enumerate(outputs):
         size = output.shape[-2:] if target_sizes is None else target_sizes[index]

@@ -87,8 +87,9 @@ class RankingMeter:
         self._images += 1
         self._margin = min(self._margin, best - second)
         self._largest = _greatest(self._largest, float((reference - output).abs().max()))
-        self._same_first += first[0] == output_first[0]
-        self._same_five += set(first) == set(output_first)
+        finite = bool(output.isfinite().all())  # NaN sorts first, and would agree with anything
+        self._same_first += finite and first[0] == output_first[0]
+        self._same_five += finite and set(first) == set(output_first)
 
     def result(self) -> RankingFidelity:
         """The figures so far, of one picture at least."""

@@ -103,21 +103,21 @@ def _classify(values: argparse.Namespace, stages: Stages) -> Any:
 
 def _segment(values: argparse.Namespace, stages: Stages) -> Any:
     """Print the shares and write the pictures; for JSON `image`, `classes` (`label`, `share`) and `files`."""
+    from mobilevit_coreml.images import read_image
     from mobilevit_coreml.masks import colored, legend, overlay
 
     directory = values.output or Path()
     if not directory.is_dir():
         raise OutputError(f"output {directory}: expected a directory for the masks, got none there; create it first")
-    files = {
-        path: [directory / f"{path.stem}_{kind}.png" for kind in ("mask", "overlay", "legend")]
-        for path in values.images
-    }
-    if len({path.stem for path in files}) < len(values.images):
-        raise InputError(
-            "images: expected a name each, since the masks are called after them, got one twice; rename it"
-        )
+    files = {path: [directory / f"{path.stem}_{kind}.png" for kind in PICTURES] for path in values.images}
+    if len({path.stem.casefold() for path in files}) < len(values.images):
+        raise InputError("images: expected a name each, for the masks to be called after, got one twice; rename it")
     for file in itertools.chain(*files.values()):
         check_file_free(file, values.force)
+        if file.resolve() in {path.resolve() for path in files}:
+            raise OutputError(f"output {file}: expected another file than the pictures to read, got one; move it away")
+    for path in files:
+        read_image(path)  # all of them, before anything is written
     predictions = segment(values.package, values.images, values.backend, values.function)
     answers = []
     for path in values.images:
@@ -132,10 +132,8 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
             for file, picture in zip(files[path], pictures, strict=True):
                 with whole_file(file) as opened:
                     picture.save(opened, "PNG")
-        written = ", ".join(map(str, files[path]))
-        _say(
-            values, str(path), *(f"  {share:7.2%}  {label}" for label, share in found.shares.items()), f"  -> {written}"
-        )
+        lines = [f"  {share:7.2%}  {label}" for label, share in found.shares.items()]
+        _say(values, str(path), *lines, *(f"  -> {file}" for file in files[path]))
         shares = [{"label": label, "share": share} for label, share in found.shares.items()]
         answers.append({"image": str(path), "classes": shares, "files": list(map(str, files[path]))})
     return answers
@@ -150,27 +148,28 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
             raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
         check_file_free(values.output, values.force)
     predictions = extract_features(values.package, values.images, values.backend, values.function)
-    features = []
+    vectors, saved = [], []
     for path in values.images:
         with stages("predict"):
-            features.append(next(predictions))
-        pooled = features[-1][POOLED][0]
-        first = " ".join(f"{value:.3g}" for value in pooled[:SHOWN])
-        shapes = [f"  {name:<12} {' x '.join(map(str, array.shape))}" for name, array in features[-1].items()]
-        _say(values, str(path), *shapes, f"  {'of pooled':<12} length {np.linalg.norm(pooled):.4g}, {first} …")
+            features = next(predictions)
+        vectors.append(features[POOLED][0])
+        if values.output is not None:
+            saved.append(features)
+        first = " ".join(f"{value:.3g}" for value in vectors[-1][:SHOWN])
+        shapes = [f"  {name:<12} {' x '.join(map(str, array.shape))}" for name, array in features.items()]
+        _say(values, str(path), *shapes, f"  {'of pooled':<12} length {np.linalg.norm(vectors[-1]):.4g}, {first} …")
     if values.output is not None:
-        arrays = {name: np.concatenate([entry[name] for entry in features]) for name in features[0]}
+        arrays: dict[str, Any] = {name: np.concatenate([entry[name] for entry in saved]) for name in saved[0]}
         with whole_file(values.output) as opened:
-            np.savez(opened, allow_pickle=False, images=np.array([str(path) for path in values.images]), **arrays)
+            np.savez(opened, **{"images": np.array(list(map(str, values.images))), **arrays})
         _say(values, f"-> {values.output}")
-    cosines = cosine_similarities(np.concatenate([entry[POOLED] for entry in features]))
-    pairs = itertools.combinations(range(len(features)), 2)
+    cosines = cosine_similarities(np.stack(vectors))
+    pairs = itertools.combinations(range(len(vectors)), 2)
     lines = [f"  {cosines[i, j]:7.4f}  {values.images[i]}  {values.images[j]}" for i, j in pairs]
     if lines:
         _say(values, "cosine similarity of pooled", *lines)
     entries = [
-        {"image": str(path), POOLED: entry[POOLED][0].tolist()}
-        for path, entry in zip(values.images, features, strict=True)
+        {"image": str(path), POOLED: vector.tolist()} for path, vector in zip(values.images, vectors, strict=True)
     ]
     return {"images": entries, "cosine": cosines.tolist()}
 

@@ -77,11 +77,12 @@ def extract_features(
 
 
 def cosine_similarities(pooled: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    """How alike features (N, C) are, one to one: (N, N), -1 to 1, 1 for the same direction."""
+    """How alike features (N, C) are, one to one: (N, N), -1 to 1, 1 for the same direction, 0 for all zeros."""
     import numpy as np
 
-    unit = pooled.astype(np.float64) / np.linalg.norm(pooled, axis=1, keepdims=True).clip(np.finfo(float).tiny)
-    return unit @ unit.T
+    vectors = pooled.astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(np.finfo(float).tiny)
+    return vectors @ vectors.T
 
 
 def read_record(package: Path) -> PackageRecord:
@@ -124,7 +125,7 @@ def _outputs(
 
 def _contract(record: PackageRecord, function: str | None) -> "Preprocessing":
     contracts = record.by_function()
-    name = function or next(iter(contracts))
+    name = next(iter(contracts)) if function is None else function
     if name not in contracts:
         raise InputError(f"function: expected one of {', '.join(contracts)}, got {name!r}; choose one of these")
     return contracts[name]

@@ -63,7 +63,11 @@ class Preprocessing:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the picture the package takes, pixels."""
-        return (max(self.resize, self.crop[0]), max(self.resize, self.crop[1])) if self.include_crop else self.crop
+        if not self.include_crop:
+            return self.crop
+        # by an even margin, since halves of odd ones would shift the crop by a pixel
+        height, width = (side + max(self.resize - side, 0) // 2 * 2 for side in self.crop)
+        return height, width
 
     def with_crop(self, crop: tuple[int, int]) -> Self:
         """The same contract at another size: the margin around the crop keeps its proportion."""
@@ -137,7 +141,10 @@ def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
 
 
 def upright_rgb(image: "Image.Image") -> "Image.Image":
-    """A picture of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers."""
+    """A picture of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers.
+
+    Transparency is dropped, as by transformers' image processor.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -149,6 +156,8 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
         raise InputError(f"image: expected sound EXIF data, got {type(error).__name__}; strip them") from None
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to 255
         image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # of a palette, which Pillow would warn of
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

@@ -30,8 +30,6 @@ from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.record import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
 
-# the network's logits: operations are named after their modules
-CLASSIFIER, HEAD = "classifier", "head_classifier"
 CLASSIFIER, HEAD = "classifier", "head_classifier"  # the logits: operations are named after their modules
 GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of what the network itself puts out, by the package's precision
 # Share of a mask's pixels. Where two classes come close rounding decides, and an untrained network is nowhere sure.

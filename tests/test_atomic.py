@@ -35,6 +35,18 @@ def test_a_file_that_is_replaced_stays_until_the_new_one_is_whole(tmp_path: Path
     assert path.read_bytes() == b"new"
 
 
+def test_a_name_that_cannot_be_taken_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError, match="got Permission denied"), whole_file(path) as file:
+        file.write(b"new")
+    assert [(entry, entry.read_bytes()) for entry in tmp_path.iterdir()] == [(path, b"old")]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_a_file_has_the_rights_of_any_other(tmp_path: Path, umask: int) -> None:
     """Temporary files are the user's alone; a result is not."""
@@ -69,12 +81,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.bin"
     with pytest.raises(OutputError) as error:
         fail_halfway(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    assert str(error.value) == (f"output {path}: expected room for the file, got No space left on device; free some")
+    assert str(error.value) == (
+        f"output {path}: expected a place with room, got No space left on device; choose another"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_begun(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="out.bin: expected room for the file, got No such file or directory"):
+    with pytest.raises(OutputError, match="out.bin: expected a place with room, got No such file or directory"):
         fail_halfway(tmp_path / "none" / "out.bin", AssertionError("there is nothing to write to"))
 
 

@@ -32,7 +32,7 @@ def raising(error: BaseException) -> int:
             2,
             "error: the system refused: No space left on device; check the path",
         ),
-        (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing half-made is left"),
     ],
 )
 def test_errors_are_one_line(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:

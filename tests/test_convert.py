@@ -341,7 +341,7 @@ def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, num
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (128 + number, "", "interrupted: nothing was written\n")
+    assert (process.returncode, out, err) == (128 + number, "", "interrupted: nothing half-made is left\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, jaccard_score, top_k_accuracy_score  # type: ignore[import-untyped]
-from sklearn.metrics.pairwise import cosine_similarity  # type: ignore[import-untyped]
+from sklearn.metrics import accuracy_score, jaccard_score, top_k_accuracy_score
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from mobilevit_coreml.metrics import MaskMeter, RankingMeter, SignalMeter
@@ -207,3 +207,10 @@ def test_masks_without_a_class_never_pass() -> None:
     result = meter.result()
     assert not result.pixel_agreement >= 0
     assert not result.mean_iou >= 0
+
+
+@pytest.mark.parametrize("output", [[torch.nan, 0.2, 0.1], [torch.nan] * 3, [0.7, torch.inf, 0.1]])
+def test_what_is_no_number_agrees_with_nothing(output: list[float]) -> None:
+    meter = RankingMeter()
+    meter.add(torch.tensor([0.7, 0.2, 0.1]), torch.tensor(output))
+    assert (meter.result().top1_agreement, meter.result().top5_agreement) == (0, 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
-from sklearn.metrics.pairwise import cosine_similarity  # type: ignore[import-untyped]
+from sklearn.metrics.pairwise import cosine_similarity
 
 from mobilevit_coreml import masks, predict
 from mobilevit_coreml._coremltools import ct
@@ -141,9 +141,9 @@ def test_writes_the_pictures_of_a_segmenter(
         f"{stem}_{kind}.png" for stem in ("wide", "turned") for kind in KINDS
     }
     lines = captured.out.splitlines()
-    assert [lines[0], lines[5]] == list(map(str, colorful_photos))
-    assert len(lines) == 10
-    for stem, size, printed in (("wide", (333, 250), lines[1:5]), ("turned", (150, 230), lines[6:])):
+    assert [lines[0], lines[7]] == list(map(str, colorful_photos))
+    assert len(lines) == 14
+    for stem, size, printed in (("wide", (333, 250), lines[1:7]), ("turned", (150, 230), lines[8:])):
         photograph = colorful(*size)
         mask, overlay, legend = (read_image(output / f"{stem}_{kind}.png") for kind in KINDS)
         assert (mask.mode, mask.size) == ("P", size)
@@ -161,11 +161,11 @@ def test_writes_the_pictures_of_a_segmenter(
         names = [line.split()[1] for line in printed[:3]]
         swatches = [tuple(pixel) for pixel in np.asarray(legend.convert("RGB"))[20::28, 19].tolist()][:3]
         assert swatches == [tuple(colors[("red", "green", "blue").index(name)].tolist()) for name in names]
-        shares = {name: float(line.split("%")[0]) / 100 for name, line in zip(names, printed, strict=False)}
+        shares = {name: float(line.split("%")[0]) / 100 for name, line in zip(names, printed[:3], strict=True)}
         counts = np.bincount(values[known], minlength=3) / known.sum()
         assert [shares[name] for name in ("red", "green", "blue")] == pytest.approx(counts.tolist(), abs=6e-5)
         assert list(shares.values()) == sorted(shares.values(), reverse=True)
-        assert printed[3] == "  -> " + ", ".join(str(output / f"{stem}_{kind}.png") for kind in KINDS)
+        assert printed[3:] == [f"  -> {output / f'{stem}_{kind}.png'}" for kind in KINDS]
 
 
 def test_prints_the_shares_as_json(
@@ -227,7 +227,7 @@ def test_photographs_of_the_same_name_would_share_their_pictures(
     colorful(100, 100).save(other)
     for second in (other, colorful_photos[0]):
         message = fails([str(segmenter), str(colorful_photos[0]), str(second), "--output", str(output)], capsys)
-        assert message.startswith("images: expected a name each, since the masks are called after them, got one twice")
+        assert message.startswith("images: expected a name each, for the masks to be called after, got one twice")
     assert list(output.iterdir()) == [other]
 
 
@@ -258,7 +258,8 @@ def test_a_failure_leaves_no_half_picture(
     message = fails([str(segmenter), str(colorful_photos[0]), "--output", str(output)], capsys)
     failed = {"colored": "mask", "legend": "legend"}[kind]
     assert message == (
-        f"output {output / f'wide_{failed}.png'}: expected room for the file, got No space left on device; free some"
+        f"output {output / f'wide_{failed}.png'}: expected a place with room, got No space left on device; "
+        "choose another"
     )
     assert {path.name for path in output.iterdir()} == {
         f"wide_{whole}.png" for whole in itertools.takewhile(lambda whole: whole != failed, KINDS)
@@ -381,6 +382,24 @@ def test_features_of_which_one_fails_are_not_saved(
     assert list(output.iterdir()) == []
 
 
+def test_a_failure_leaves_no_half_archive(
+    extractor: Path,
+    photos: list[Path],
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def savez(file: Any, **_: Any) -> None:
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", savez)
+    path = output / "features.npz"
+    message = fails([str(extractor), str(photos[0]), "--output", str(path)], capsys)
+    assert message == f"output {path}: expected a place with room, got No space left on device; choose another"
+    assert list(output.iterdir()) == []
+
+
 @pytest.fixture
 def packages(untrained_package: Path, segmenter: Path, extractor: Path) -> dict[str, Path]:
     return {"classifier": untrained_package, "segmenter": segmenter, "extractor": extractor}
@@ -498,3 +517,25 @@ def test_the_library_is_told_what_the_command_was(
         (untrained_package, [photos[0]], "auto", None),
         (untrained_package, [photos[0]], "coreml", "main"),
     ]
+
+
+def test_no_picture_is_written_where_a_later_one_cannot_be_read(
+    segmenter: Path, colorful_photos: list[Path], output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    message = fails([str(segmenter), str(colorful_photos[0]), str(broken), "--output", str(output)], capsys)
+    assert message.startswith(f"image {broken}: expected a picture Pillow can read, got ")
+    assert list(output.iterdir()) == []
+
+
+def test_no_picture_takes_the_place_of_one_to_read(
+    segmenter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "a_mask.png"
+    for path in (first, second):
+        colorful(64, 64).save(path)
+    before = second.read_bytes()
+    message = fails([str(segmenter), str(first), str(second), "--output", str(tmp_path), "--force"], capsys)
+    assert message == f"output {second}: expected another file than the pictures to read, got one; move it away"
+    assert second.read_bytes() == before

@@ -17,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics.pairwise import cosine_similarity  # type: ignore[import-untyped]
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor, nn
 
 from mobilevit_coreml._coremltools import ct, quietly
@@ -417,3 +417,8 @@ def test_features_of_nothing_but_zeros_are_like_nothing() -> None:
     pooled = np.array([[0, 0], [3, 4]], np.float32)
     assert cosine_similarities(pooled) == pytest.approx(np.array([[0.0, 0], [0, 1]]))
     assert cosine_similarities(pooled) == pytest.approx(cosine_similarity(pooled))
+
+
+def test_the_likeness_of_half_precision_features_does_not_overflow() -> None:
+    features = np.full((2, 640), 100, np.float16)  # their squares' sum is past 65504
+    assert cosine_similarities(features) == pytest.approx(np.ones((2, 2)))

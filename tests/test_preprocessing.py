@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import itertools
 from fractions import Fraction
 from typing import Any
@@ -75,6 +76,16 @@ def test_every_mode_becomes_colour_before_it_is_resized(mode: str, size: tuple[i
     prepared = preprocessing.prepare(image)
     assert (prepared.mode, prepared.size) == ("RGB", (128, 128))
     check_against_the_processor(preprocessing, image, image.convert("RGB"))
+
+
+def test_a_palettes_transparent_colors_are_colors() -> None:
+    image = drawn(97, 80, "P")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes([255, 0, 128]))
+    transparent = Image.open(buffer)
+    assert "transparency" in transparent.info
+    prepare = default_preprocessing(CLASSIFICATION, (64, 64), "BGR").prepare
+    assert np.array_equal(np.asarray(prepare(transparent)), np.asarray(prepare(image)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -200,6 +211,8 @@ def test_so_it_is_for_inputs_that_are_not_square_where_the_picture_is_as_long(si
         (288, (256, 320), False, (256, 320)),
         (256, (256, 256), True, (256, 256)),
         (400, (256, 320), True, (400, 400)),
+        (289, (256, 256), True, (288, 288)),
+        (288, (320, 255), True, (320, 287)),
     ],
 )
 def test_input_size_is_what_the_crop_is_cut_from(
@@ -325,5 +338,6 @@ def test_another_size_keeps_the_margin_and_the_rest() -> None:
     preprocessing = Preprocessing(288, (256, 256), "BGR", "bicubic", 1.0, include_crop=True, reduce_labels=True)
     assert preprocessing.with_crop((512, 512)) == dataclasses.replace(preprocessing, resize=576, crop=(512, 512))
     assert preprocessing.with_crop((320, 256)) == dataclasses.replace(preprocessing, crop=(320, 256))
+    assert preprocessing.with_crop((512, 384)) == dataclasses.replace(preprocessing, resize=432, crop=(512, 384))
     assert Preprocessing(289, (256, 256), "RGB").with_crop((256, 320)).resize == 289  # as given, odd or not
     assert Preprocessing(224, (256, 256), "RGB").with_crop((128, 128)).resize == 112

@@ -19,6 +19,7 @@ from mobilevit_coreml.config import (
     CLASSIFICATION,
     FEATURES,
     SEGMENTATION,
+    TASKS,
     VARIANTS,
     MobileViTConfig,
     config_from_hugging_face,
@@ -78,6 +79,8 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
 
     Raises CheckpointError, or ConfigError where the configuration beside the weights is at fault.
     """
+    if task not in (None, *TASKS):
+        raise CheckpointError(f"task: expected one of {', '.join(TASKS)}, got {task!r}; choose one of these")
     if weights in (AUTO, PRETRAINED, UNTRAINED):
         if variant is None:
             raise CheckpointError(

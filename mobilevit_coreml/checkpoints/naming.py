@@ -92,9 +92,12 @@ def _unwrapped(key: str, wrapper: str, naming: Naming) -> str:
 
 
 def trained_for(tensors: Mapping[str, Tensor], naming: Naming) -> str:
-    """The task of the head a checkpoint has; features where it has none."""
-    heads = {CLASSIFICATION: "classifier.weight", SEGMENTATION: "head.classifier.weight"}
-    return next((task for task, own in heads.items() if naming.source_keys(own)[0] in tensors), FEATURES)
+    """The task a checkpoint has any part of a head for; features where it has none."""
+    for task in (CLASSIFICATION, SEGMENTATION):
+        head = [own for own in parameter_shapes(published_config("xxs", task), task) if not own.startswith("backbone.")]
+        if any(key in tensors for own in head for key in naming.source_keys(own)):
+            return task
+    return FEATURES
 
 
 def has_expansion(tensors: Mapping[str, Tensor], naming: Naming) -> bool:

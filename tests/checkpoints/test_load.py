@@ -14,6 +14,8 @@ from mobilevit_coreml.checkpoints.untrained import untrained_state
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, published_config
 from mobilevit_coreml.errors import CheckpointError, MobileViTError
 from mobilevit_coreml.labels import voc_labels
+from mobilevit_coreml.model import ATTENTION_FORMS
+from mobilevit_coreml.model.attention import Attention
 from mobilevit_coreml.preprocessing import Preprocessing
 from tests.peers import (
     cvnets_state,
@@ -231,6 +233,14 @@ def test_untrained_weights_are_for_what_is_published(untrained: Checkpoint) -> N
     assert untrained.state.keys() == untrained.model().state_dict().keys()
 
 
+@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+def test_a_checkpoints_model_attends_as_it_is_told(untrained: Checkpoint, attention: str) -> None:
+    model = untrained.model(attention)
+    assert not model.training
+    forms = {module.attend for module in model.modules() if isinstance(module, Attention)}
+    assert forms == {ATTENTION_FORMS[attention]}
+
+
 def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     peer = hugging_face_classifier("xxs", classes=3)
     torch.save({"model": peer.state_dict()}, tmp_path / "best.pth")
@@ -394,6 +404,21 @@ def test_a_task_that_contradicts_the_weights(tmp_path: Path, trained: str, asked
         f"weights {path}: expected weights for {asked} (--task), got weights for {trained} (from their keys); "
         "drop --task or give other weights"
     )
+
+
+@pytest.mark.parametrize("key", ["segmentation_head.classifier.convolution.weight", "classifier.weight"])
+def test_a_head_with_a_part_missing_is_still_a_head(tmp_path: Path, key: str) -> None:
+    peer = hugging_face_segmenter("xxs") if "segmentation" in key else hugging_face_classifier("xxs")
+    state = peer.state_dict()
+    del state[key]
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"got 1 missing: {key}; check"):
+        load_checkpoint(str(tmp_path / "x.pth"))
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(CheckpointError, match="task: expected one of classification, segmentation, features, got 'no'"):
+        load_checkpoint("untrained", "xxs", "no")
 
 
 def test_published_weights_of_another_task_are_an_error(empty_hub: Path, xs_snapshot: Path) -> None:

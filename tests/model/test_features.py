@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mobilevit_coreml.config import ATTENTION_FORMS, VARIANTS
-from mobilevit_coreml.model import FeatureExtractor, fold_for_inference
+from mobilevit_coreml.config import VARIANTS
+from mobilevit_coreml.model import ATTENTION_FORMS, FeatureExtractor, fold_for_inference
 from tests.peers import hugging_face_backbone, images, ours, snr, timm_classifier
 
 ENOUGH = 100  # dB, as for the classifiers
@@ -21,6 +21,7 @@ def test_every_map_and_the_pooled_features(variant: str, expand: bool, size: tup
     reference = peer(pixels, output_hidden_states=True)
     model = ours(peer, size, attention)
     assert isinstance(model, FeatureExtractor)
+    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {ATTENTION_FORMS[attention]}
     for output in (model(pixels), fold_for_inference(model)(pixels)):
         for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
             assert snr(expected, got) > ENOUGH, f"stage {stage}"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mobilevit_coreml.config import ATTENTION_FORMS, config_from_hugging_face
-from mobilevit_coreml.model import SemanticSegmenter, fold_for_inference
+from mobilevit_coreml.config import config_from_hugging_face
+from mobilevit_coreml.model import ATTENTION_FORMS, SemanticSegmenter, fold_for_inference
 from tests.peers import hugging_face_segmenter, images, ours, randomize, snr
 
 ENOUGH = 100  # dB, as for the classifiers
@@ -23,6 +23,7 @@ def test_stages_and_logits(variant: str, output_stride: int, attention: str) -> 
     reference = peer(pixels, output_hidden_states=True)
     assert reference.logits.shape == (1, 21, size // output_stride, size // output_stride)
     model = ours(peer, size, attention, output_stride=output_stride)
+    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {ATTENTION_FORMS[attention]}
     output = model(pixels)
     for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
         assert snr(expected, got) > ENOUGH, f"stage {stage}"
