@@ -63,8 +63,18 @@ def packed(attention: Attention, x: Tensor) -> Tensor:
         q = q * attention.scale
     weights = attention.dropout((q.transpose(2, 3) @ k).softmax(dim=3))  # B heads N_q N_k
     context = v @ weights.transpose(2, 3)  # B heads D/heads N
-    kernel = attention.out.weight.view(heads * width, heads, width, 1)
-    return F.conv2d(context, kernel, attention.out.bias)  # B D 1 N
+    if attention.out.kernel_size != (1, 1):  # folded
+        return attention.out(context)  # B D 1 N
+    return F.conv2d(context, attention.out.weight.view(heads * width, heads, width, 1), attention.out.bias)
+
+
+def over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
+    """The output projection of the packed form as a convolution of its own, over (B, heads, D/heads, N)."""
+    width = out.in_channels // heads
+    conv = nn.Conv2d(heads, out.out_channels, (width, 1))
+    assert out.bias is not None
+    conv.load_state_dict({"weight": out.weight.view(conv.weight.shape), "bias": out.bias})
+    return conv
 
 
 ATTENTION_FORMS: Mapping[str, Callable[[Attention, Tensor], Tensor]] = {

@@ -23,6 +23,23 @@ class Projection(ConvLayer):
         return self.activation(self.batch_norm(y))
 
 
+class SplitProjection(nn.Module):
+    """The same with the two shares as convolutions of their own, from a Projection whose batch norm is folded."""
+
+    def __init__(self, projection: Projection, maps: int) -> None:
+        super().__init__()
+        conv = projection.conv
+        self.maps = nn.Conv2d(maps, conv.out_channels, 1)
+        self.values = nn.Conv2d(conv.in_channels - maps, conv.out_channels, 1, bias=False)
+        self.activation = projection.activation
+        assert conv.bias is not None
+        state = {"maps.weight": conv.weight[:, :maps], "maps.bias": conv.bias, "values.weight": conv.weight[:, maps:]}
+        self.load_state_dict(state)
+
+    def forward(self, maps: Tensor, values: Tensor) -> Tensor:
+        return self.activation(self.maps(maps) + self.values(values))
+
+
 class DeepLabV3Head(nn.Module):
     """(B, neck_hidden_sizes[5], H, W) -> logits (B, classes, H, W).
 
@@ -40,7 +57,7 @@ class DeepLabV3Head(nn.Module):
             ]
         )
         self.pool = ConvLayer(in_channels, channels, 1, ACTIVATION)
-        self.project = Projection(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
+        self.project: nn.Module = Projection(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
         self.dropout = nn.Dropout(config.aspp_dropout_prob)
         self.classifier_dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(channels, config.num_labels, 1)

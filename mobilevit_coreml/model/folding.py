@@ -6,21 +6,29 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mobilevit_coreml.model.attention import Attention
+from mobilevit_coreml.model.attention import Attention, over_heads, packed
+from mobilevit_coreml.model.deeplab import DeepLabV3Head, Projection, SplitProjection
 from mobilevit_coreml.model.layers import ConvLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold_for_inference(model: Model) -> Model:
-    """A copy in eval mode that computes the same with fewer operations, and cannot be trained further."""
+    """A copy in eval mode that computes the same with fewer operations, and cannot be trained further.
+
+    Every weight of it is that of a convolution or a linear layer which is called as it stands.
+    """
     folded = copy.deepcopy(model).requires_grad_(False).eval()
-    for module in folded.modules():
+    for module in list(folded.modules()):
         if isinstance(module, ConvLayer):
             _fold_batch_norm(module)
         elif isinstance(module, Attention):
-            _fold_scale(module)
-    return folded.eval()  # the modules that came in, too
+            _fold_attention(module)
+    for module in list(folded.modules()):
+        if isinstance(module, DeepLabV3Head) and isinstance(module.project, Projection):
+            maps = module.project.conv.in_channels - module.pool.conv.out_channels
+            module.project = SplitProjection(module.project, maps)
+    return folded.requires_grad_(False).eval()  # the modules that came in, too
 
 
 def _fold_batch_norm(layer: ConvLayer) -> None:
@@ -30,9 +38,11 @@ def _fold_batch_norm(layer: ConvLayer) -> None:
         layer.batch_norm = nn.Identity()
 
 
-def _fold_scale(attention: Attention) -> None:
+def _fold_attention(attention: Attention) -> None:
     if attention.scale is not None:
         width = attention.heads * attention.head_width
         for parameter in attention.qkv.parameters():
             parameter[:width] *= attention.scale
         attention.scale = None
+    if attention.attend is packed and attention.out.in_channels != attention.heads:
+        attention.out = over_heads(attention.out, attention.heads)
