@@ -92,12 +92,18 @@ def _unwrapped(key: str, wrapper: str, naming: Naming) -> str:
 
 
 def trained_for(tensors: Mapping[str, Tensor], naming: Naming) -> str:
-    """The task a checkpoint has any part of a head for; features where it has none."""
-    for task in (CLASSIFICATION, SEGMENTATION):
-        head = [own for own in parameter_shapes(published_config("xxs", task), task) if not own.startswith("backbone.")]
-        if any(key in tensors for own in head for key in naming.source_keys(own)):
-            return task
-    return FEATURES
+    """The task whose head a checkpoint has, or most of it; features where it has none."""
+    found = {
+        task: sum(
+            key in tensors
+            for own in parameter_shapes(published_config("xxs", task), task)
+            if not own.startswith("backbone.")
+            for key in naming.source_keys(own)
+        )
+        for task in (CLASSIFICATION, SEGMENTATION)
+    }
+    task = max(found, key=lambda task: found[task])
+    return task if found[task] else FEATURES
 
 
 def has_expansion(tensors: Mapping[str, Tensor], naming: Naming) -> bool:
