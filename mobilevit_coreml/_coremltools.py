@@ -17,6 +17,7 @@ try:
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb  # noqa: N813
     from coremltools.converters.mil.frontend.torch.torch_op_registry import register_torch_op
+    from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
     from coremltools.converters.mil.mil.passes.pass_registry import register_pass
     from coremltools.converters.mil.mil.scope import ScopeSource
@@ -54,4 +55,5 @@ __all__ = [
     "quietly",
     "register_pass",
     "register_torch_op",
+    "types",
 ]

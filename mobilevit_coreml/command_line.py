@@ -55,6 +55,18 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
         self._bar.update()
 
+    @contextlib.contextmanager
+    def steps(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar of its own for a long stage, with an estimate; yields what to call after each step."""
+        with tqdm(
+            desc=f"  {name}",
+            total=total,
+            disable=None if self._bar.total else True,
+            leave=False,
+            bar_format="{desc:<12}|{bar:28}| {n}/{total} {elapsed}, {remaining} left",
+        ) as bar:
+            yield lambda: bar.update() and None
+
     def interrupt(self, signum: int, _frame: object) -> NoReturn:
         """Handler of signals: stop the stage that runs, at its end at the latest."""
         self.interrupted_by = signum

@@ -1,17 +1,18 @@
-"""From a checkpoint to a package, stage by stage: weights, model, ML Program, disk, verification."""
+"""From a checkpoint to a package, stage by stage: weights, model, compression, ML Program, disk, verification."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml import __version__
 from mobilevit_coreml.command_line import Stages
-from mobilevit_coreml.config import ATTENTION_FORMS, CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, VARIANTS
-from mobilevit_coreml.errors import ConversionError, LabelsError
-from mobilevit_coreml.interface import LABELS, MASK, MAX_MASK_CLASSES, OutputForm
-from mobilevit_coreml.labels import placeholder_labels, read_labels, unique_labels
-from mobilevit_coreml.labels.colors import class_colors
+from mobilevit_coreml.compression.budget import Budget
+from mobilevit_coreml.compression.formats import Format
+from mobilevit_coreml.config import ATTENTION_FORMS, TASKS, VARIANTS
+from mobilevit_coreml.interface import OutputForm
+from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.package import (
     check_free,
     check_output,
@@ -25,21 +26,33 @@ from mobilevit_coreml.package import (
 )
 from mobilevit_coreml.preprocessing import CHANNEL_ORDERS, Preprocessing
 from mobilevit_coreml.record import FUNCTION, PackageRecord
+from mobilevit_coreml.request import (
+    TARGETS,
+    Size,
+    adapted,
+    check_choice,
+    check_outputs,
+    check_scheme,
+    notices_of,
+    record_of,
+    scheme_of,
+    sized,
+    target_for,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
-    from mobilevit_coreml.checkpoints.load import Checkpoint
+    from mobilevit_coreml.compression.plan import Plan
     from mobilevit_coreml.model import Model
     from mobilevit_coreml.verification import Fidelity
 
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
-FIRST_WITH_FLOAT16_OUTPUTS = "iOS16"
-FIRST_WITH_FUNCTIONS = "iOS18"
 PRECISIONS = ("fp16", "fp32")
-STAGES = ("weights", "model", "convert", "save", "verify")
-
-Size = tuple[int, int]  # height, width
+STAGES = ("weights", "model", "compress", "convert", "save", "verify")
+CALIBRATED = 24  # pictures at most
+TESTED = 24  # pictures at most, of a compressed package
+VIEWED = 120 * 256**2  # pixels of all crops to calibrate with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +60,9 @@ class Conversion:
     """What a conversion made: the package, what it records, and what its user should be told.
 
     `operations` are those of the ML Program's first function, constants not counted. `fidelity` is
-    that of each function, and empty where nothing was verified.
+    whether each function computes what was put into it, and empty where nothing was verified;
+    `quality`, of a compressed package, how near that is to the weights as they were. `plan` is how the
+    weights were compressed.
     """
 
     path: Path
@@ -57,12 +72,14 @@ class Conversion:
     operations: int
     classes: int
     fidelity: Mapping[str, "Fidelity"]
+    quality: Mapping[str, "Fidelity"]
+    plan: "Plan | None"
     notices: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
         """Whether no verification failed."""
-        return all(fidelity.passed for fidelity in self.fidelity.values())
+        return all(entry.passed for entry in (*self.fidelity.values(), *self.quality.values()))
 
 
 def convert(
@@ -81,6 +98,13 @@ def convert(
     hidden_states: bool = False,
     labels: Path | None = None,
     channel_order: str | None = None,
+    palettize: int | None = None,
+    group_size: int | None = None,
+    quantize: str | None = None,
+    prune: float | None = None,
+    max_size: int | None = None,
+    min_snr: float | None = None,
+    min_agreement: float | None = None,
     output: Path | None = None,
     force: bool = False,
     verify: bool = True,
@@ -93,9 +117,15 @@ def convert(
     pixels, by default the checkpoint's; several become functions of one package; with `include_crop`
     the package cuts the crop from a larger picture itself. `output_type`, `output_size` and
     `output_dtype` are as in `OutputForm`; `hidden_states` adds the stages' maps to features. `target`
-    is iOS15 to iOS26, by default iOS16, or iOS18 for several sizes. `labels` is a file as in
-    `read_labels`; `channel_order` BGR or RGB where it is not what the checkpoint's source uses; `output`
-    a .mlpackage path or a directory.
+    is iOS15 to iOS26, by default the least that has what is asked for, from iOS16 on. `labels` is a file
+    as in `read_labels`; `channel_order` BGR or RGB where it is not what the checkpoint's source uses;
+    `output` a .mlpackage path or a directory.
+
+    Weights are stored in half precision, or all that bear it as one of: `palettize` bits (8, 6, 4, 3, 2, 1) with
+    a table for each `group_size` output channels, `quantize` "int8" or "int4", `prune` a share of zeros; or
+    each in the format that serves a budget best: `max_size` bytes, `min_snr` dB, `min_agreement` a share. The
+    photographs in `images` calibrate them, but for every third, which tests what became of it.
+
     The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
     ones; one that fails a gate goes to a name ending in `_failed`.
 
@@ -109,13 +139,14 @@ def convert(
         ("target", target, TARGETS),
         ("channel order", channel_order, CHANNEL_ORDERS),
     ):
-        _check_choice(name, value, choices)
+        check_choice(name, value, choices)
     options = {"type": output_type, "size": output_size, "dtype": output_dtype}
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     form = OutputForm(**asked)
-    target = _target(target, form, several=len(image_sizes) > 1)
+    scheme = scheme_of(palettize, group_size, quantize, prune, max_size, min_snr, min_agreement)
+    target = target_for(target, form, len(image_sizes) > 1, scheme)
     names = None if labels is None else read_labels(labels)
-    pictures = None if images is None else _pictures(images)
+    pictures: Sequence[Path] = () if images is None else _pictures(images)
     check_output(output)
     stages = stages or Stages()
 
@@ -123,14 +154,14 @@ def convert(
         from mobilevit_coreml.checkpoints.load import load_checkpoint
 
         checkpoint = load_checkpoint(weights, variant, task)
-        _check_outputs(checkpoint, [*asked, *(["hidden_states"] if hidden_states else [])], form)
+        check_outputs(checkpoint, [*asked, *(["hidden_states"] if hidden_states else [])], form)
+        check_scheme(scheme, checkpoint, image_sizes, len(pictures))
         if hidden_states:  # without the expansion the feature map is the fifth
             form = dataclasses.replace(form, hidden_states=5 if checkpoint.expand else 4)
-        checkpoint = _adapted(checkpoint, names, channel_order, include_crop)
-        record, class_names = _record(checkpoint, attention, precision, form, image_sizes)
-        path = package_path(
-            output, package_name(record.task, record.variant, precision), untrained=record.weights.untrained
-        )
+        checkpoint = adapted(checkpoint, names, channel_order, include_crop)
+        record, class_names = record_of(checkpoint, attention, precision, form, image_sizes)
+        name = package_name(record.task, record.variant, precision, "" if scheme is None else str(scheme))
+        path = package_path(output, name, untrained=record.weights.untrained)
         check_free(path, force)
         contracts = record.by_function()
 
@@ -138,138 +169,46 @@ def convert(
         with stages("model"):
             from mobilevit_coreml.model import fold_for_inference
 
-            models = {name: _sized(checkpoint, pixels.crop).model(attention) for name, pixels in contracts.items()}
-        with stages("convert"):
-            from mobilevit_coreml.description import describe, describe_features
-            from mobilevit_coreml.mil import count_operations, merge_functions, program_of
+            models = {name: sized(checkpoint, pixels.crop).model(attention) for name, pixels in contracts.items()}
+            folded = {name: fold_for_inference(model) for name, model in models.items()}
+        plan: Plan | None = None
+        tested = pictures
+        if scheme is not None:
+            with stages("compress"):
+                from mobilevit_coreml.compression.plan import apply_plan
 
-            programs = {}
-            for name, pixels in contracts.items():
-                folded = fold_for_inference(models[name])
-                programs[name] = program_of(folded, record.task, pixels, form, class_names, target, precision)
-                describe_features(programs[name], record, pixels)
+                tested, plan = _planned(scheme, models, folded, record, class_names, target, pictures, staged, stages)
+                folded = {name: apply_plan(plan, model) for name, model in folded.items()}
+                record = dataclasses.replace(record, compression=plan.summary())
+        with stages("convert"):
+            from mobilevit_coreml.mil import count_operations
+
+            programs = _programs(folded, plan, record, class_names, target)
         with stages("save"):
-            program = programs[FUNCTION] if FUNCTION in programs else merge_functions(programs, staged.parent)
-            describe(program, record)
-            save(program, staged)
-        fidelity = {}
+            program = _saved(programs, record, staged)
+        fidelity, quality = {}, {}
         if verify:
             with stages("verify"):
-                fidelity = _verified(staged, models, record, pictures)
-        if not all(entry.passed for entry in fidelity.values()):
+                computes = models if plan is None else folded  # batch norm folded or not
+                fidelity = _verified(staged, computes, record, tested)
+                if scheme is not None:
+                    quality = _quality(staged, models, record, tested, scheme)
+        if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
             path, force = failed_path(path), True  # nobody keeps what failed the last time
             check_free(path, force)
         put_in_place(staged, path, force)
-    classes, operations = checkpoint.config.num_labels, count_operations(program)
-    return Conversion(path, record, target, size_of(path), operations, classes, fidelity, _notices(checkpoint))
-
-
-def _check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
-    if value is not None and value not in choices:
-        raise ConversionError(f"{name}: expected one of {', '.join(choices)}, got {value!r}; choose one of these")
-
-
-def _target(target: str | None, form: OutputForm, several: bool) -> str:
-    """The deployment target: the one asked for, if it can do what else is, or the least that can."""
-    least = FIRST_WITH_FUNCTIONS if several else FIRST_WITH_FLOAT16_OUTPUTS if form.dtype == "float16" else TARGETS[0]
-    target = target or max(least, "iOS16", key=TARGETS.index)
-    if TARGETS.index(target) < TARGETS.index(least):
-        what = "several image sizes in one package" if several else "float16 outputs"
-        raise ConversionError(f"target: expected {least} or later for {what}, got {target}; raise it with --target")
-    return target
-
-
-def _check_outputs(checkpoint: "Checkpoint", asked: Collection[str], form: OutputForm) -> None:
-    """Raise ConversionError where a form was asked for that the task does not have."""
-    integers = checkpoint.task == SEGMENTATION and form.type in (LABELS, MASK)
-    has = {
-        CLASSIFICATION: (),
-        SEGMENTATION: ("type", "size") if integers else ("type", "size", "dtype"),
-        FEATURES: ("dtype", "hidden_states"),
-    }[checkpoint.task]
-    for name in asked:
-        if name not in has:
-            option = "--hidden-states" if name == "hidden_states" else f"--output-{name}"
-            which = f"{checkpoint.task} with --output-type {form.type}" if integers else checkpoint.task
-            raise ConversionError(f"{option}: expected no such choice, since {which} has none, got one; leave it out")
-    if checkpoint.task == SEGMENTATION and form.type == MASK and checkpoint.config.num_labels > MAX_MASK_CLASSES:
-        raise ConversionError(
-            f"--output-type image: expected at most {MAX_MASK_CLASSES} classes, as a gray value can tell apart, "
-            f"got {checkpoint.config.num_labels}; use --output-type labels"
-        )
-
-
-def _adapted(
-    checkpoint: "Checkpoint", names: tuple[str, ...] | None, channel_order: str | None, include_crop: bool
-) -> "Checkpoint":
-    """The checkpoint with what the user asked for in place of what it came with."""
-    config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    if names is not None:
-        if checkpoint.task == FEATURES:
-            raise LabelsError(
-                f"labels: expected none, since features have no classes, got {len(names)}; leave them out"
-            )
-        if len(names) != config.num_labels:
-            raise LabelsError(
-                f"labels: expected {config.num_labels} names, one for each class of the checkpoint, got {len(names)}; "
-                "give a file that names every class once"
-            )
-        config = dataclasses.replace(config, id2label=names)
-    if channel_order is not None:
-        preprocessing = dataclasses.replace(preprocessing, channel_order=channel_order)
-    if include_crop:
-        preprocessing = dataclasses.replace(preprocessing, include_crop=True)
-    if config.num_channels != 3:
-        raise ConversionError(
-            f"num_channels: expected 3, as an image input has, got {config.num_channels}; retrain on colour images"
-        )
-    if config.num_labels < 2 and checkpoint.task != FEATURES:
-        raise ConversionError(
-            "classes: expected at least 2, since a softmax chooses among them, got 1; give the head one output a class"
-        )
-    return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
-
-
-def _sized(checkpoint: "Checkpoint", size: Size) -> "Checkpoint":
-    return dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, image_size=size))
-
-
-def _record(
-    checkpoint: "Checkpoint", attention: str, precision: str, form: OutputForm, sizes: Sequence[Size]
-) -> tuple[PackageRecord, tuple[str, ...]]:
-    """What the package will say of itself, and the class names, made unique."""
-    functions = {_function_name(size): size for size in sizes}
-    if len(functions) < len(sizes):
-        raise ConversionError("image size: expected each size once, got one twice; leave the second out")
-    if sizes:
-        checkpoint = _sized(checkpoint, sizes[0])
-    config = dataclasses.asdict(checkpoint.config)
-    del config["id2label"]  # the package has them as its class labels
-    labels = checkpoint.config.id2label
-    class_names, renamed = unique_labels(labels) if checkpoint.task != FEATURES else ((), {})
-    segments = checkpoint.task == SEGMENTATION
-    record = PackageRecord(
-        version=__version__,
-        variant=checkpoint.variant,
-        task=checkpoint.task,
-        attention=attention,
-        precision=precision,
-        weights=checkpoint.source,
-        preprocessing=checkpoint.preprocessing.with_crop(sizes[0]) if sizes else checkpoint.preprocessing,
-        outputs=form,
-        config=config,
-        expand=checkpoint.expand,
-        labels=class_names if segments else (),
-        colors=class_colors(class_names) if segments else (),
-        labels_renamed={str(index): name for index, name in renamed.items()},
-        sizes=functions if len(sizes) > 1 else {},
+    return Conversion(
+        path,
+        record,
+        target,
+        size_of(path),
+        count_operations(program),
+        checkpoint.config.num_labels,
+        fidelity,
+        quality,
+        plan,
+        notices_of(checkpoint),
     )
-    return record, class_names
-
-
-def _function_name(size: Size) -> str:
-    height, width = size
-    return f"size_{height}" if height == width else f"size_{height}x{width}"
 
 
 def _pictures(directory: Path) -> list[Path]:
@@ -278,10 +217,100 @@ def _pictures(directory: Path) -> list[Path]:
     return images_in(directory)
 
 
+def _planned(
+    scheme: Format | Budget,
+    models: Mapping[str, "Model"],
+    folded: Mapping[str, "Model"],
+    record: PackageRecord,
+    class_names: Sequence[str],
+    target: str,
+    pictures: Sequence[Path],
+    staged: Path,
+    stages: Stages,
+) -> "tuple[Sequence[Path], Plan]":
+    """How the weights are to be stored, and the pictures that had no part in it."""
+    from mobilevit_coreml.compression.plan import apply_plan, budget_plan, uniform_plan
+
+    function, contract = next(iter(record.by_function().items()))
+    calibrated, tested = split(pictures)
+    views = _views(contract, calibrated) if calibrated else None
+    if isinstance(scheme, Format):
+        return tested, uniform_plan(scheme, folded[function], views, len(calibrated), stages.steps)
+    assert views is not None
+
+    def build(plan: "Plan") -> tuple[int, float, float | None]:
+        tried = staged.with_name("tried.mlpackage")
+        made = dataclasses.replace(record, compression=plan.summary())
+        _saved(_programs({function: apply_plan(plan, folded[function])}, plan, made, class_names, target), made, tried)
+        (quality,) = _quality(tried, models, made, tested, scheme).values()
+        size = size_of(tried)
+        shutil.rmtree(tried)
+        return size, quality.worst.snr, quality.agreement
+
+    return tested, budget_plan(scheme, folded[function], views, len(calibrated), build, stages.steps)
+
+
+def split(pictures: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Pictures to calibrate with, and every third, to test with; of many an even choice."""
+    calibrated = [path for index, path in enumerate(pictures) if index % 3 != 2]
+    return _some(calibrated, CALIBRATED), _some(pictures[2::3], TESTED)
+
+
+def _some(paths: Sequence[Path], count: int) -> list[Path]:
+    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else list(paths)
+
+
+def _views(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Tensor":
+    """Crops of photographs for calibration, as the network sees them: more of them the smaller they are."""
+    import torch
+
+    from mobilevit_coreml.compression.calibration import views_of
+    from mobilevit_coreml.images import read_image
+
+    height, width = preprocessing.crop
+    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
+    seen = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
+    tensors = (torch.from_numpy(seen.pixels(whole.prepare(read_image(path))))[0] for path in pictures)
+    return views_of(tensors, preprocessing.crop, max(VIEWED // (height * width), len(pictures)))
+
+
+def _programs(
+    folded: Mapping[str, "Model"],
+    plan: "Plan | None",
+    record: PackageRecord,
+    class_names: Sequence[str],
+    target: str,
+) -> dict[str, Any]:
+    """An ML Program for each function, its input and outputs described."""
+    from mobilevit_coreml.description import describe_features
+    from mobilevit_coreml.mil import program_of
+
+    programs = {}
+    encodings = {} if plan is None else plan.encoded
+    for name, model in folded.items():
+        pixels = record.by_function()[name]
+        programs[name] = program_of(
+            model, record.task, pixels, record.outputs, class_names, target, record.precision, encodings
+        )
+        describe_features(programs[name], record, pixels)
+    return programs
+
+
+def _saved(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> Any:
+    """The programs as one, described and saved."""
+    from mobilevit_coreml.description import describe
+    from mobilevit_coreml.mil import merge_functions
+
+    program = programs[FUNCTION] if FUNCTION in programs else merge_functions(programs, path.parent)
+    describe(program, record)
+    save(program, path)
+    return program
+
+
 def _verified(
-    package: Path, models: Mapping[str, "Model"], record: PackageRecord, pictures: Sequence[Path] | None
+    package: Path, models: Mapping[str, "Model"], record: PackageRecord, pictures: Sequence[Path]
 ) -> dict[str, "Fidelity"]:
-    """Each function of the saved package against the model it was made of, before batch norm was folded."""
+    """Each function of the saved package against the model it was made of."""
     from mobilevit_coreml.verification import verify
 
     return {
@@ -290,16 +319,36 @@ def _verified(
     }
 
 
-def _prepared(preprocessing: Preprocessing, pictures: Sequence[Path] | None) -> "Iterator[Image.Image]":
+def _quality(
+    package: Path,
+    models: Mapping[str, "Model"],
+    record: PackageRecord,
+    pictures: Sequence[Path],
+    scheme: Format | Budget,
+) -> dict[str, "Fidelity"]:
+    """Each function of a compressed package against the model as it was; what a budget asks for is the gate."""
+    from mobilevit_coreml.verification import verify
+
+    gate = scheme.min_snr if isinstance(scheme, Budget) else None
+    agreement_gate = scheme.min_agreement if isinstance(scheme, Budget) else None
+    return {
+        name: verify(
+            package,
+            models[name],
+            record,
+            pixels,
+            _prepared(pixels, pictures),
+            name,
+            -math.inf if gate is None else gate,
+            agreement_gate or 0.0,
+        )
+        for name, pixels in record.by_function().items()
+    }
+
+
+def _prepared(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Iterator[Image.Image]":
     from mobilevit_coreml.images import drawn_images, read_image
 
-    if pictures is None:
+    if not pictures:
         return iter(drawn_images(*preprocessing.input_size))
     return (preprocessing.prepare(read_image(path)) for path in pictures)
-
-
-def _notices(checkpoint: "Checkpoint") -> tuple[str, ...]:
-    labels = checkpoint.config.id2label
-    unnamed = checkpoint.task != FEATURES and labels == placeholder_labels(len(labels))
-    text = f"the checkpoint names no classes: they are called {labels[0]} to {labels[-1]}; give --labels"
-    return tuple(filter(None, (checkpoint.notice, text if unnamed else None)))

@@ -3,14 +3,20 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, VARIANTS
-from mobilevit_coreml.conversion import STAGES, TARGETS, Conversion, Size, convert
+from mobilevit_coreml.conversion import STAGES, Conversion, convert
 from mobilevit_coreml.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
 from mobilevit_coreml.package import MEGABYTE, SUFFIX
+from mobilevit_coreml.request import TARGETS, Size
+
+if TYPE_CHECKING:
+    from mobilevit_coreml.verification import Fidelity
 
 
 def parser() -> Parser:
@@ -89,6 +95,26 @@ def parser() -> Parser:
     parser.add_argument(
         "--channel-order", metavar="ORDER", help="BGR or RGB (default: as the checkpoint's source has it)"
     )
+    compression = parser.add_argument_group(
+        "smaller weights", "one of these; with --images, rounding makes up for its errors on such photographs"
+    ).add_mutually_exclusive_group()
+    compression.add_argument(
+        "--palettize", type=int, metavar="BITS", help="indices into tables: 8, 6, 4, 3 (iOS18), 2 or 1 bits"
+    )
+    compression.add_argument("--quantize", metavar="TYPE", help="int8, or int4 (iOS18), a scale for each channel")
+    compression.add_argument("--prune", type=float, metavar="SHARE", help="leave out this share of the weights")
+    compression.add_argument(
+        "--max-size", type=_bytes, metavar="SIZE", help="the best package within a size, 1.0MB or 800kB"
+    )
+    compression.add_argument(
+        "--min-snr", type=float, metavar="DB", help="the smallest package whose outputs keep so many dB"
+    )
+    compression.add_argument(
+        "--min-agreement", type=float, metavar="SHARE", help="the smallest that keeps this share of the classes, 0.99"
+    )
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="with --palettize: a table for every N output channels (iOS18)"
+    )
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
     parser.add_argument("--force", action="store_true", help="replace an existing package")
     verification = parser.add_mutually_exclusive_group()
@@ -99,7 +125,10 @@ def parser() -> Parser:
         help="do not run the saved package against PyTorch (by default it is, on any machine)",
     )
     verification.add_argument(
-        "--images", type=Path, metavar="DIR", help="pictures to verify with (default: a fixed set, drawn)"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="pictures to verify with (default: a fixed set, drawn); to compress, two of three calibrate",
     )
     return parser
 
@@ -111,6 +140,13 @@ def _image_sizes(text: str) -> list[Size]:
             f"expected pixels as N or HEIGHTxWIDTH, several with commas, got {text!r}; 256 is usual"
         )
     return [(int(match[1]), int(match[2] or match[1])) for match in matches if match]
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(kB|MB|B)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 1.0MB or 800kB (1 MB = 10^6 bytes), got {text!r}")
+    return round(float(match[1]) * {"kB": 1000, "MB": MEGABYTE}.get(match[2], 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,10 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(UNTRAINED_WARNING, file=sys.stderr)
         if conversion.passed:
             return DONE
-        print(f"failed: the package does not compute what PyTorch does; kept as {conversion.path}", file=sys.stderr)
+        print(f"failed: the package is not what it has to be; kept as {conversion.path}", file=sys.stderr)
         return FAILED
 
-    return run(command, stages=len(STAGES) if values["verify"] else len(STAGES) - 1)
+    schemes = ("palettize", "quantize", "prune", "max_size", "min_snr", "min_agreement")
+    left_out = {"verify": not values["verify"], "compress": all(values[name] is None for name in schemes)}
+    return run(command, stages=sum(not left_out.get(stage) for stage in STAGES))
 
 
 UNTRAINED_WARNING = """
@@ -160,7 +198,11 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("outputs", [_outputs(conversion)]),
         ("weights", [f"{weights.name} ({origin})"]),
         ("Swift class", [re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)]),
-        ("verified", _verdicts(conversion)),
+        ("stored as", _formats(conversion)),
+        ("left alone", _left(conversion)),
+        ("verified", _verdicts(conversion, conversion.fidelity, "not verified")),
+        ("quality", _verdicts(conversion, conversion.quality)),
+        ("curve", _curve(conversion)),
         ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
     lines = [(name if first else "", text) for name, texts in rows for first, text in _marked(texts)]
@@ -178,18 +220,40 @@ def _outputs(conversion: Conversion) -> str:
     return f"{names}{classes}"
 
 
-def _verdicts(conversion: Conversion) -> list[str]:
-    if not conversion.fidelity:
-        return ["not verified"]
+def _formats(conversion: Conversion) -> list[str]:
+    """How many layers are stored in which format."""
+    plan = conversion.plan
+    if plan is None:
+        return []
+    counts = ", ".join(f"{count} in {name}" for name, count in Counter(plan.formats.values()).most_common())
+    how = f"calibrated with {plan.pictures} pictures" if plan.pictures else "rounded without pictures"
+    return [f"{len(plan.formats)} layers: {counts}", how]
+
+
+def _left(conversion: Conversion) -> list[str]:
+    """How many weights were left in half precision, and why."""
+    plan = conversion.plan
+    counts = Counter(plan.left.values()).most_common() if plan is not None else []
+    return [", ".join(f"{count} {reason}" for reason, count in counts)] if counts else []
+
+
+def _curve(conversion: Conversion) -> list[str]:
+    """What was built on the way to a budget."""
+    points = conversion.plan.curve if conversion.plan is not None else ()
+    return [
+        f"{size / MEGABYTE:6.2f} MB  {snr:5.1f} dB" + ("" if agreement is None else f"  {agreement:6.1%} agree")
+        for size, snr, agreement in points
+    ]
+
+
+def _verdicts(conversion: Conversion, fidelity: Mapping[str, "Fidelity"], otherwise: str = "") -> list[str]:
+    if not fidelity:
+        return [otherwise] if otherwise else []
     from mobilevit_coreml.verification import report
 
     if not conversion.record.sizes:
-        return [line for fidelity in conversion.fidelity.values() for line in report(fidelity)]
-    return [
-        line
-        for name, fidelity in conversion.fidelity.items()
-        for line in (f"{name}:", *(f"  {line}" for line in report(fidelity)))
-    ]
+        return [line for entry in fidelity.values() for line in report(entry)]
+    return [line for name, entry in fidelity.items() for line in (f"{name}:", *(f"  {line}" for line in report(entry)))]
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ _STEMS = {
 }
 
 
-def package_name(task: str, variant: str, precision: str) -> str:
-    """`MobileViT_XS_fp16`: Xcode makes a Swift class of this name."""
+def package_name(task: str, variant: str, precision: str, scheme: str = "") -> str:
+    """`MobileViT_XS_fp16`, or with the name of a compression scheme `MobileViT_XS_6bit`: Xcode's Swift class."""
     stem = _STEMS[task].format(variant=variant.upper() if variant != CUSTOM else "Custom")
-    return f"{stem}_{precision}"
+    if not scheme:
+        return f"{stem}_{precision}"
+    name = f"{stem}_{scheme}" if precision == "fp16" else f"{stem}_{scheme}_{precision}"
+    return name.replace(".", "_")
 
 
 def package_path(output: Path | None, name: str, untrained: bool) -> Path:

@@ -20,8 +20,10 @@ class PackageRecord:
     `config` is the network's configuration without the labels, `expand` whether its backbone has the
     final expansion. `labels` and `colors` are a segmenter's; a classifier has its labels in the
     program, and `labels_renamed` maps the index of a class to the name it had before the names were
-    made unique. `sizes` has (height, width) of the crop of each function in a package of several
-    sizes; `preprocessing` and `config` are those of the first.
+    made unique. `compression` says how weights are stored: the scheme, how many pictures it was
+    calibrated with, the modules by format and, of those left alone, by reason, and for a budget the
+    curve of all packages built, [bytes, dB, agreement]. `sizes` has (height, width) of the crop of each
+    function in a package of several sizes; `preprocessing` and `config` are those of the first.
     """
 
     version: str
@@ -37,6 +39,7 @@ class PackageRecord:
     labels: tuple[str, ...] = ()
     colors: tuple[str, ...] = ()
     labels_renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def by_function(self) -> dict[str, Preprocessing]:
@@ -83,5 +86,6 @@ _JSON_FIELDS = (
     "labels",
     "colors",
     "labels_renamed",
+    "compression",
     "sizes",
 )

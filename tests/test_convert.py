@@ -385,7 +385,7 @@ def test_a_package_that_computes_something_else_fails(
         captured = capsys.readouterr()
         assert captured.out.startswith(f"{failed}\n")
         assert "  verified     FAIL, logits " in captured.out
-        expected = f"failed: the package does not compute what PyTorch does; kept as {failed}\n"
+        expected = f"failed: the package is not what it has to be; kept as {failed}\n"
         assert captured.err.endswith(expected)
         assert [path.name for path in tmp_path.iterdir()] == ["x_failed.mlpackage"]
 

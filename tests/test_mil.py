@@ -26,7 +26,7 @@ def program(variant: str, attention: str, size: int = 256, precision: str = "fp1
     """Of a classifier."""
     model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention))
     contract = default_preprocessing("classification", (size, size), "BGR")
-    return program_of(model, "classification", contract, OutputForm(), LABELS, target, precision)
+    return program_of(model, "classification", contract, OutputForm(), LABELS, target, precision, {})
 
 
 @cache
@@ -38,7 +38,7 @@ def untrained_program(
     config = dataclasses.replace(checkpoint.config, image_size=size)
     model = fold_for_inference(dataclasses.replace(checkpoint, config=config).model("packed"))
     contract = dataclasses.replace(checkpoint.preprocessing.with_crop(size), include_crop=include_crop)
-    return program_of(model, task, contract, form, LABELS, "iOS16", precision)
+    return program_of(model, task, contract, form, LABELS, "iOS16", precision, {})
 
 
 def operations(program: Any) -> list[Any]:
@@ -135,7 +135,7 @@ def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
     contract = default_preprocessing("classification", (64, 64), "BGR")
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        program_of(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16")
+        program_of(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16", {})
 
 
 def output_types(made: Any) -> dict[str, tuple[Any, ...]]:

@@ -121,7 +121,7 @@ def test_report_of_a_segmenter() -> None:
     assert report(dataclasses.replace(GOOD, masks=MASKS)) == [
         "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
         "worst picture 40.0 dB, cosine 0.999988",
-        "pixel agreement 99.73% (gate 97%)",
+        "pixel agreement 99.73% (gate 0.97)",
         "mean IoU 0.928 over 13 classes, 8 pictures",
     ]
 

@@ -39,7 +39,16 @@ def _module_path(op: Any) -> tuple[str, ...]:
     """Path of the module in the model, () for what belongs to none; coremltools adds the value's own name to it."""
     scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
     path = tuple(scopes[1:-1]) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
+    return _without_backbone(path)
+
+
+def _without_backbone(path: tuple[str, ...]) -> tuple[str, ...]:
     return path[1:] if path[:1] == ("backbone",) else path
+
+
+def operation_name(path: str) -> str:
+    """What the operation of a module is called that has just one; `path` is the module's in the model."""
+    return "_".join(_without_backbone(tuple(path.split("."))))
 
 
 def _numbered(stem: str) -> Iterator[str]:
@@ -67,7 +76,7 @@ class share_constants(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801
                 if shared is not var and var not in function.outputs:
                     function.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=shared, force_replace=True)
                     function.remove_ops([op])
-        constants = [op for op in function.operations if op.op_type == "const"]
+        constants = [op for op in function.operations if op.op_type.startswith("const")]  # constexpr_…, too
         taken = {var.name for op in function.operations for var in op.outputs} | set(function.inputs)
         names = (name for number in itertools.count() if (name := f"c{number}") not in taken)
         for op, name in zip(constants, names, strict=False):

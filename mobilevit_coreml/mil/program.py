@@ -1,7 +1,7 @@
 """Trace a model and let coremltools translate the trace."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from mobilevit_coreml._coremltools import ct, quietly
+from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputForm, output_names
-from mobilevit_coreml.mil import passes, translations  # noqa: F401  # registers them
+from mobilevit_coreml.mil import passes, translations, weights  # noqa: F401  # registers what is in them
 from mobilevit_coreml.mil.deployed import Deployed
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import NAMESPACE
@@ -30,12 +31,14 @@ def program_of(
     labels: Sequence[str],
     target: str,
     precision: str,
+    encodings: Mapping[str, Encoded],
 ) -> Any:
     """A Core ML model (ct.models.MLModel, not loaded) of a model folded for inference.
 
     Input `image`: a picture of preprocessing.input_size; the program crops where that is asked for,
     scales, and orders its channels. Outputs are `interface.output_names`. `labels` are a classifier's
-    and unique, `target` is iOS15 to iOS26, `precision` fp16 or fp32.
+    and unique, `target` is iOS15 to iOS26, `precision` fp16 or fp32. `encodings` are weights
+    to be stored otherwise, by the path of their module.
     """
     height, width = preprocessing.input_size
     shape = (1, model.config.num_channels, height, width)
@@ -55,7 +58,7 @@ def program_of(
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=PRECISIONS[precision],
-            pass_pipeline=_pipeline(),
+            pass_pipeline=_pipeline(encodings),
             skip_model_load=True,  # loading can abort a Mac's process, and means nothing elsewhere
         )
 
@@ -80,16 +83,18 @@ def _trace(program: nn.Module, shape: tuple[int, ...]) -> torch.jit.ScriptModule
     return traced
 
 
-def _pipeline() -> Any:
+def _pipeline(encodings: Mapping[str, Encoded]) -> Any:
     pipeline = ct.PassPipeline()
     pipeline.append_pass(f"{NAMESPACE}::name_by_module")
+    pipeline.append_pass(f"{NAMESPACE}::store_encoded")
+    pipeline.set_options(f"{NAMESPACE}::store_encoded", {"encodings": encodings})
     pipeline.append_pass(f"{NAMESPACE}::share_constants")
     return pipeline
 
 
 def count_operations(program: Any) -> int:
-    """Operations of a program's default function, constants not counted."""
+    """Operations of a program's default function, constants and their decoding not counted."""
     specification = program.get_spec()
     function = specification.mlProgram.functions[specification.description.defaultFunctionName or "main"]
     (block,) = function.block_specializations.values()
-    return sum(operation.type != "const" for operation in block.operations)
+    return sum(not operation.type.startswith("const") for operation in block.operations)

@@ -1,0 +1,145 @@
+"""From a weight to its codes: tables by weighted k-means, and rounding whose errors make up for each other."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
+
+ITERATIONS = 50  # of k-means; most tables stand still before
+BINS = 4096  # of the histogram that k-means starts from
+BLOCK = 64  # columns between two updates of all the rest
+DAMPING = 0.01  # of the mean squared input, on the diagonal: directions the calibration hardly shows
+
+
+def encode(weight: Tensor, format: Format, importance: Tensor, moments: Tensor | None) -> Encoded:
+    """A weight (out, in, ...) in a format, its values fitted where `importance` (same shape) is large.
+
+    `moments` (K, K), the mean of x x^T over the layer's inputs in the order of weight.flatten(1), makes
+    the rounding of one column make up for the errors of those before (GPTQ, Frantar et al. 2022);
+    without it each value is rounded on its own.
+    """
+    matrix, importance = weight.flatten(1).double(), importance.flatten(1).double()
+    grid: _Grid | _Mask
+    if format.kind == SPARSE:
+        grid = _Mask(matrix.abs() * importance, format.zeros)
+    else:
+        grid = _Grid(format, _scales(matrix, format) if format.kind == INTEGER else _tables(matrix, importance, format))
+    everything = torch.arange(matrix.shape[1])
+    codes = grid.codes(matrix, everything) if moments is None else _compensated(matrix, moments, grid)
+    dtype = {INTEGER: np.int8, PALETTE: np.uint8, SPARSE: np.float32}[format.kind]
+    return Encoded(format, codes.reshape(weight.shape).numpy().astype(dtype), grid.values.float().numpy())
+
+
+class _Grid:
+    """The values each output channel can take, as codes."""
+
+    def __init__(self, format: Format, values: Tensor) -> None:
+        self.is_integer = format.kind == INTEGER
+        self.limit = 2 ** (format.bits - 1) - 1
+        self.values = values
+        if not self.is_integer:
+            self.boundaries = ((values[:, 1:] + values[:, :-1]) / 2).contiguous()
+
+    def codes(self, x: Tensor, _columns: Tensor) -> Tensor:
+        """The nearest code of each value (out, n)."""
+        if self.is_integer:
+            return (x / self.values[:, None]).round().clamp(-self.limit, self.limit)
+        grouped = x.reshape(len(self.values), -1).contiguous()
+        return torch.searchsorted(self.boundaries, grouped).reshape(x.shape)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The values of codes (out, n)."""
+        if self.is_integer:
+            return codes * self.values[:, None]
+        return self.values.gather(1, codes.reshape(len(self.values), -1)).reshape(codes.shape)
+
+
+class _Mask:
+    """Values as they are, or zero: the share `zeros` of least importance (out, K)."""
+
+    def __init__(self, importance: Tensor, zeros: float) -> None:
+        dropped = importance.flatten().argsort(stable=True)[: round(importance.numel() * zeros)]
+        self.kept = torch.ones_like(importance).flatten().index_fill_(0, dropped, 0).reshape(importance.shape)
+        self.values = importance.new_empty(0)
+
+    def codes(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Values (out, n) of `columns` in half precision, some of them zero."""
+        return _half(x) * self.kept[:, columns]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The same."""
+        return codes
+
+
+def _scales(matrix: Tensor, format: Format) -> Tensor:
+    """A scale for each output channel, exact in half precision."""
+    limit = 2 ** (format.bits - 1) - 1
+    scales = matrix.abs().amax(1) / limit
+    return _half(scales).clamp_min(torch.finfo(torch.float16).smallest_normal)
+
+
+def _tables(matrix: Tensor, importance: Tensor, format: Format) -> Tensor:
+    """(groups, 2**bits) values in ascending order, exact in half precision."""
+    groups = 1 if format.group_size is None else len(matrix) // format.group_size
+    pairs = zip(matrix.reshape(groups, -1), importance.reshape(groups, -1), strict=True)
+    return torch.stack([_half(weighted_kmeans(values, weights, 2**format.bits)) for values, weights in pairs])
+
+
+def _half(values: Tensor) -> Tensor:
+    return values.half().double()
+
+
+def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
+    """`count` centres (count,) in ascending order for values (n,) with weights (n,), by Lloyd's iterations.
+
+    In one dimension clusters are stretches of the sorted values, so sums over them are differences of
+    running sums. Starts from quantiles of the density's cube root, the best density of centres for many.
+    """
+    values, order = values.double().sort()
+    weights = weights.double()[order] + 1e-12 * weights.double().mean() + torch.finfo(torch.float64).tiny
+    mass = torch.cat([values.new_zeros(1), weights.cumsum(0)])
+    moment = torch.cat([values.new_zeros(1), (weights * values).cumsum(0)])
+    centres = _quantiles(values, weights, count)
+    ends = torch.tensor([0]), torch.tensor([len(values)])
+    for _ in range(ITERATIONS):
+        edges = torch.cat([ends[0], torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2), ends[1]])
+        inside = mass[edges[1:]] - mass[edges[:-1]]
+        means = (moment[edges[1:]] - moment[edges[:-1]]) / inside
+        moved = torch.where(inside > 0, means, centres).sort().values
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def _quantiles(values: Tensor, weights: Tensor, count: int) -> Tensor:
+    low, high = values[0], values[-1]
+    bins = ((values - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny) * (BINS - 1)).long()
+    density = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, weights) ** (1 / 3)
+    running = (density + 1e-6 * density.mean()).cumsum(0)
+    places = torch.searchsorted(running / running[-1], (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    return low + (high - low) * places.double() / (BINS - 1)
+
+
+def _compensated(matrix: Tensor, moments: Tensor, grid: _Grid | _Mask) -> Tensor:
+    """Codes (out, K), column by column, the error of each spread over those to come as the inputs correlate."""
+    rest, hessian = matrix.clone(), moments.double().clone()
+    columns = len(hessian)
+    diagonal = hessian.diagonal()
+    diagonal += DAMPING * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    order = diagonal.argsort(descending=True)  # what matters most first, while there is most to make up with
+    rest, hessian = rest[:, order], hessian[order][:, order]
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    codes = []
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        errors = []
+        for column in range(start, stop):
+            x = rest[:, column, None]
+            codes.append(grid.codes(x, order[column, None]))
+            errors.append((x - grid.decode(codes[-1])) / factor[column, column])
+            rest[:, column:stop] -= errors[-1] * factor[column, column:stop]
+        rest[:, stop:] -= torch.cat(errors, dim=1) @ factor[start:stop, stop:]
+    return torch.cat(codes, dim=1)[:, order.argsort()]
