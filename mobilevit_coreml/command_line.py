@@ -100,6 +100,8 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
+    except MemoryError:
+        message, code = "error: the system refused: out of memory; choose a smaller image size", BAD_INPUT
     except OSError as error:
         where = f" ({error.filename!s:.80})" if error.filename else ""
         message, code = f"error: the system refused: {error.strerror or error}{where}; check the path", BAD_INPUT

@@ -189,7 +189,7 @@ class MobileViTConfig:
             if self.patch_hw[0] > height or self.patch_hw[1] > width:
                 raise ConfigError(
                     f"patch_size: expected at most the {height}x{width} map of stage {stage}, got "
-                    f"{self.patch_hw[0]}x{self.patch_hw[1]}; use a smaller patch or a larger image_size"
+                    f"{self.patch_hw[0]}x{self.patch_hw[1]}; choose a larger image size"
                 )
 
 

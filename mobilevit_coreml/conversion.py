@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp16", "fp32")
 STAGES = ("weights", "model", "compress", "convert", "save", "verify")
+POOR = 20.0  # dB: below, a classifier changes its mind on one picture in some
 CALIBRATED = 24  # pictures at most
 TESTED = 24  # pictures at most, of a compressed package
 VIEWED = 120 * 256**2  # pixels of all crops to calibrate with
@@ -207,8 +208,15 @@ def convert(
         fidelity,
         quality,
         plan,
-        notices_of(checkpoint),
+        (*notices_of(checkpoint), *_poor(scheme, quality)),
     )
+
+
+def _poor(scheme: Format | Budget | None, quality: Mapping[str, "Fidelity"]) -> Iterator[str]:
+    """That one format for all weights left little of the network, where it did."""
+    worst = min((entry.worst.snr for entry in quality.values()), default=math.inf)
+    if isinstance(scheme, Format) and not worst >= POOR:
+        yield f"{scheme} for every layer leaves {worst:.1f} dB; max_size (--max-size) chooses a format for each"
 
 
 def _pictures(directory: Path) -> list[Path]:
@@ -282,7 +290,7 @@ def _programs(
     target: str,
 ) -> dict[str, Any]:
     """An ML Program for each function, its input and outputs described."""
-    from mobilevit_coreml.description import describe_features
+    from mobilevit_coreml.description import describe_interface
     from mobilevit_coreml.mil import program_of
 
     programs = {}
@@ -292,7 +300,7 @@ def _programs(
         programs[name] = program_of(
             model, record.task, pixels, record.outputs, class_names, target, record.precision, encodings
         )
-        describe_features(programs[name], record, pixels)
+        describe_interface(programs[name], record, pixels)
     return programs
 
 

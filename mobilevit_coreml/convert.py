@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from mobilevit_coreml.request import TARGETS, Size
 
 if TYPE_CHECKING:
     from mobilevit_coreml.verification import Fidelity
+
+WIDTH = 65  # of the second column of a summary, whose lines have 80
 
 
 def parser() -> Parser:
@@ -134,7 +137,7 @@ def parser() -> Parser:
 
 
 def _image_sizes(text: str) -> list[Size]:
-    matches = [re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", part) for part in text.split(",")]
+    matches = [re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", part) for part in text.split(",")]
     if not all(matches):
         raise argparse.ArgumentTypeError(
             f"expected pixels as N or HEIGHTxWIDTH, several with commas, got {text!r}; 256 is usual"
@@ -143,7 +146,7 @@ def _image_sizes(text: str) -> list[Size]:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(kB|MB|B)?", text)
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(kB|MB|B)?", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 1.0MB or 800kB (1 MB = 10^6 bytes), got {text!r}")
     return round(float(match[1]) * {"kB": 1000, "MB": MEGABYTE}.get(match[2], 1))
@@ -188,7 +191,7 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
     record, weights = conversion.record, conversion.record.weights
     origin = f"seed {weights.seed}" if weights.untrained else f"{weights.naming} naming, sha256 {weights.sha256:.12}…"
     contracts = record.by_function()
-    pictures = ", ".join("{1}x{0}".format(*pixels.input_size) for pixels in contracts.values())
+    pictures = ", ".join(_size(*pixels.input_size) for pixels in contracts.values())
     rows = [
         ("size", [f"{conversion.bytes / MEGABYTE:.2f} MB"]),
         ("operations", [f"{conversion.operations}"]),
@@ -196,21 +199,32 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("input", [f"{IMAGE}, {pictures} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
         ("functions", [", ".join(contracts)] if record.sizes else []),
         ("outputs", [_outputs(conversion)]),
-        ("weights", [f"{weights.name} ({origin})"]),
+        ("weights", [weights.name, origin]),
         ("Swift class", [re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)]),
         ("stored as", _formats(conversion)),
         ("left alone", _left(conversion)),
-        ("verified", _verdicts(conversion, conversion.fidelity, "not verified")),
-        ("quality", _verdicts(conversion, conversion.quality)),
+        ("verified", _verified(conversion)),
+        ("quality", _verdicts(conversion, conversion.quality, "the original") if conversion.quality else []),
         ("curve", _curve(conversion)),
         ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
-    lines = [(name if first else "", text) for name, texts in rows for first, text in _marked(texts)]
-    return "\n".join([str(conversion.path), *(f"  {name:<12} {text}" for name, text in lines)])
+    lines = [str(conversion.path)]
+    for name, texts in rows:
+        wrapped = [line for text in texts for line in _wrapped(text)]
+        lines += [f"  {label:<12} {line}" for label, line in zip([name, *[""] * len(wrapped)], wrapped, strict=False)]
+    return "\n".join(lines)
 
 
-def _marked(texts: Sequence[str]) -> list[tuple[bool, str]]:
-    return [(index == 0, text) for index, text in enumerate(texts)]
+def _wrapped(text: str) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()))
+    wrapper = textwrap.TextWrapper(
+        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.wrap(text)
+
+
+def _size(height: int, width: int) -> str:
+    return f"{width}x{height}" if height == width else f"{width} wide by {height} high"
 
 
 def _outputs(conversion: Conversion) -> str:
@@ -241,19 +255,25 @@ def _curve(conversion: Conversion) -> list[str]:
     """What was built on the way to a budget."""
     points = conversion.plan.curve if conversion.plan is not None else ()
     return [
-        f"{size / MEGABYTE:6.2f} MB  {snr:5.1f} dB" + ("" if agreement is None else f"  {agreement:6.1%} agree")
+        f"{size / MEGABYTE:.2f} MB {snr:5.1f} dB" + ("" if agreement is None else f"  {agreement:6.1%} agree")
         for size, snr, agreement in points
     ]
 
 
-def _verdicts(conversion: Conversion, fidelity: Mapping[str, "Fidelity"], otherwise: str = "") -> list[str]:
-    if not fidelity:
-        return [otherwise] if otherwise else []
+def _verified(conversion: Conversion) -> list[str]:
+    if not conversion.fidelity:
+        return ["not verified"]
+    reference = "PyTorch fp32" if conversion.plan is None else "these weights in PyTorch fp32"
+    return _verdicts(conversion, conversion.fidelity, reference)
+
+
+def _verdicts(conversion: Conversion, fidelity: Mapping[str, "Fidelity"], reference: str) -> list[str]:
     from mobilevit_coreml.verification import report
 
+    texts = {name: report(entry, reference) for name, entry in fidelity.items()}
     if not conversion.record.sizes:
-        return [line for entry in fidelity.values() for line in report(entry)]
-    return [line for name, entry in fidelity.items() for line in (f"{name}:", *(f"  {line}" for line in report(entry)))]
+        return [line for lines in texts.values() for line in lines]
+    return [line for name, lines in texts.items() for line in (f"{name}:", *(f"  {line}" for line in lines))]
 
 
 if __name__ == "__main__":

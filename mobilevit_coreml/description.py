@@ -17,7 +17,7 @@ KINDS = {
 }
 
 
-def describe_features(program: Any, record: PackageRecord, preprocessing: Preprocessing) -> None:
+def describe_interface(program: Any, record: PackageRecord, preprocessing: Preprocessing) -> None:
     """Say what the input and the outputs of a function are; `program` is a ct.models.MLModel of it alone."""
     program.input_description[IMAGE] = _input_text(preprocessing)
     for name, text in output_descriptions(record.task, record.outputs).items():
@@ -26,7 +26,8 @@ def describe_features(program: Any, record: PackageRecord, preprocessing: Prepro
 
 def _input_text(pixels: Preprocessing) -> str:
     height, width = pixels.input_size
-    resize = f"Resize the shorter edge to {pixels.resize} ({pixels.interpolation})"
+    to = "fill that and a margin" if pixels.fill else f"a shorter edge of {pixels.resize}"
+    resize = f"Resize to {to} ({pixels.interpolation})"
     cut = f"cut {width}x{height} from the centre"
     inside = f"cropping to {pixels.crop[1]}x{pixels.crop[0]}, scaling" if pixels.include_crop else "scaling"
     return f"The picture, {width}x{height} pixels. {resize} and {cut}; {inside} and channel order are done inside."

@@ -29,6 +29,8 @@ def post_process_semantic_segmentation(
     largest is taken, or class indices (B, H, W), which are resized to the nearest. As transformers' image
     processor does it.
     """
+    if outputs.ndim not in (3, 4):
+        raise InputError(f"outputs: expected 3 or 4 dimensions, got {outputs.ndim}; add one for the batch")
     if target_sizes is not None and len(target_sizes) != len(outputs):
         raise InputError(
             f"target_sizes: expected one for each of {len(outputs)} outputs, got {len(target_sizes)}; give as many"

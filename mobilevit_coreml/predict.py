@@ -16,6 +16,7 @@ from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.interface import POOLED
 from mobilevit_coreml.prediction import (
+    check_photographs,
     classify,
     core_ml_is_here,
     cosine_similarities,
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
         record = read_record(values.package)
+        check_photographs(values.package, values.images, values.function)
         answer = {CLASSIFICATION: _classify, SEGMENTATION: _segment, FEATURES: _extract}[record.task]
         answers = answer(values, stages)
         stages.close()
@@ -103,12 +105,11 @@ def _classify(values: argparse.Namespace, stages: Stages) -> Any:
 
 def _segment(values: argparse.Namespace, stages: Stages) -> Any:
     """Print the shares and write the pictures; for JSON `image`, `classes` (`label`, `share`) and `files`."""
-    from mobilevit_coreml.images import read_image
     from mobilevit_coreml.masks import colored, legend, overlay
 
     directory = values.output or Path()
     if not directory.is_dir():
-        raise OutputError(f"output {directory}: expected a directory for the masks, got none there; create it first")
+        raise OutputError(f"output {directory}: expected a directory for the masks, got none; create it first")
     files = {path: [directory / f"{path.stem}_{kind}.png" for kind in PICTURES] for path in values.images}
     if len({path.stem.casefold() for path in files}) < len(values.images):
         raise InputError("images: expected a name each, for the masks to be called after, got one twice; rename it")
@@ -116,8 +117,6 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
         check_file_free(file, values.force)
         if file.resolve() in {path.resolve() for path in files}:
             raise OutputError(f"output {file}: expected another file than the pictures to read, got one; move it away")
-    for path in files:
-        read_image(path)  # all of them, before anything is written
     predictions = segment(values.package, values.images, values.backend, values.function)
     answers = []
     for path in values.images:
@@ -144,7 +143,7 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
     import numpy as np
 
     if values.output is not None:
-        if values.output.suffix != ".npz":
+        if values.output.suffix.lower() != ".npz":
             raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
         check_file_free(values.output, values.force)
     predictions = extract_features(values.package, values.images, values.backend, values.function)
@@ -156,8 +155,9 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
         if values.output is not None:
             saved.append(features)
         first = " ".join(f"{value:.3g}" for value in vectors[-1][:SHOWN])
+        length = f"{np.linalg.norm(vectors[-1]):.4g}"
         shapes = [f"  {name:<12} {' x '.join(map(str, array.shape))}" for name, array in features.items()]
-        _say(values, str(path), *shapes, f"  {'of pooled':<12} length {np.linalg.norm(vectors[-1]):.4g}, {first} …")
+        _say(values, str(path), *shapes, f"  {'values':<12} pooled: {first} …, length {length}")
     if values.output is not None:
         arrays: dict[str, Any] = {name: np.concatenate([entry[name] for entry in saved]) for name in saved[0]}
         with whole_file(values.output) as opened:

@@ -123,6 +123,19 @@ def _outputs(
         yield record, photograph, run_package({IMAGE: contract.prepare(photograph)})
 
 
+def check_photographs(package: Path, images: Sequence[Path], function: str | None = None) -> None:
+    """Raise InputError for the first photograph that could not be asked about, before any is."""
+    from mobilevit_coreml.images import read_image
+    from mobilevit_coreml.preprocessing import upright_rgb
+
+    contract = _contract(read_record(package), function)
+    for path in images:
+        try:
+            contract.covered(upright_rgb(read_image(path)).size)
+        except InputError as error:
+            raise InputError(str(error).replace("image: ", f"image {path}: ", 1)) from None
+
+
 def _contract(record: PackageRecord, function: str | None) -> "Preprocessing":
     contracts = record.by_function()
     name = next(iter(contracts)) if function is None else function

@@ -27,8 +27,10 @@ class Preprocessing:
     """Resize the shorter edge to `resize` pixels, cut `crop` (height, width) from the centre, scale, order channels.
 
     The package does the last two itself; resizing and cropping are the app's, or with `include_crop`
-    only the resizing: the package then takes what the crop is cut from. In masks that are made with
-    `reduce_labels` the value of a class is one more than its index, and 0 does not count.
+    only the resizing: the package then takes what the crop is cut from. With `fill`, as for crops that
+    are not square, a picture is resized until it covers the crop and that margin on either axis. In
+    masks that are made with `reduce_labels` the value of a class is one more than its index, and 0
+    does not count.
     """
 
     resize: int
@@ -38,6 +40,7 @@ class Preprocessing:
     scale: float = 1 / 255
     include_crop: bool = False
     reduce_labels: bool = False
+    fill: bool = False
 
     def __post_init__(self) -> None:
         sides = (self.resize, *self.crop)
@@ -65,16 +68,27 @@ class Preprocessing:
         """(height, width) of the picture the package takes, pixels."""
         if not self.include_crop:
             return self.crop
+        if self.fill:
+            return self._filled
         # by an even margin, since halves of odd ones would shift the crop by a pixel
         height, width = (side + max(self.resize - side, 0) // 2 * 2 for side in self.crop)
         return height, width
 
+    @property
+    def _filled(self) -> tuple[int, int]:
+        margin = (self.resize - min(self.crop)) // 2 * 2
+        return self.crop[0] + margin, self.crop[1] + margin
+
     def with_crop(self, crop: tuple[int, int]) -> Self:
-        """The same contract at another size: the margin around the crop keeps its proportion."""
+        """The same contract at another size: the margin around the crop keeps its proportion.
+
+        One that is not square fills its crop: by the shorter edge alone it would be padded black.
+        """
+        fill = self.fill if crop == self.crop else crop[0] != crop[1]
         if min(crop) == min(self.crop):
-            return dataclasses.replace(self, crop=crop)
+            return dataclasses.replace(self, crop=crop, fill=fill)
         resize = _with_margin(min(crop), Fraction(self.resize, min(self.crop)))
-        return dataclasses.replace(self, crop=crop, resize=max(resize, 1))
+        return dataclasses.replace(self, crop=crop, resize=max(resize, 1), fill=fill)
 
     def prepare(self, image: "Image.Image") -> "Image.Image":
         """The RGB picture of `input_size` that the package's image input takes.
@@ -124,14 +138,23 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) with the shorter edge at `resize`."""
+        """(width, height) with the shorter edge at `resize`, or of what fills the crop and its margin."""
+        if self.fill:
+            height, width = self._filled
+            scale = max(Fraction(width, size[0]), Fraction(height, size[1]))
+            new = int(size[0] * scale), int(size[1] * scale)  # of fractions: the side that decides is exact
+            if new[0] * new[1] > MAX_RESIZED:
+                raise _too_long(size)
+            return new
         short, long = sorted(size)
         new_long = int(self.resize * long / short)
         if new_long * self.resize > MAX_RESIZED:
-            raise InputError(
-                f"image: expected one that is not far longer than wide, got {size[0]}x{size[1]}; crop it first"
-            )
+            raise _too_long(size)
         return (self.resize, new_long) if size[0] <= size[1] else (new_long, self.resize)
+
+
+def _too_long(size: tuple[int, int]) -> InputError:
+    return InputError(f"image: expected one that is not far longer than wide, got {size[0]}x{size[1]}; crop it first")
 
 
 def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":

@@ -1,6 +1,7 @@
 """What was asked for, checked against what there is, before anybody waits for it."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,14 @@ from mobilevit_coreml.record import PackageRecord
 
 if TYPE_CHECKING:
     from mobilevit_coreml.checkpoints.load import Checkpoint
+    from mobilevit_coreml.config import MobileViTConfig
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 FIRST_WITH_FLOAT16_OUTPUTS = "iOS16"
 FIRST_WITH_COMPRESSION = "iOS16"
 FIRST_WITH_FUNCTIONS = "iOS18"
 MAX_PACKAGE = 10**9  # bytes
+MAX_ATTENTION = 5 * 10**9  # bytes of one layer's scores in single precision
 MIN_PICTURES = 3  # two to calibrate with, one to test
 
 Size = tuple[int, int]  # height, width
@@ -116,6 +119,14 @@ def check_scheme(
         raise ConversionError("min_agreement: expected classes, got features, which have none; use min_snr")
 
 
+_FOR = {
+    "type": "segmentation",
+    "size": "segmentation",
+    "dtype": "features, logits or probabilities",
+    "hidden_states": "features",
+}
+
+
 def check_outputs(checkpoint: "Checkpoint", asked: Collection[str], form: OutputForm) -> None:
     """Raise ConversionError where a form was asked for that the task does not have."""
     integers = checkpoint.task == SEGMENTATION and form.type in (LABELS, MASK)
@@ -127,8 +138,10 @@ def check_outputs(checkpoint: "Checkpoint", asked: Collection[str], form: Output
     for name in asked:
         if name not in has:
             option = "--hidden-states" if name == "hidden_states" else f"--output-{name}"
-            which = f"{checkpoint.task} with --output-type {form.type}" if integers else checkpoint.task
-            raise ConversionError(f"{option}: expected no such choice, since {which} has none, got one; leave it out")
+            got = (
+                f"{checkpoint.task} with --output-type {form.type}" if integers and name == "dtype" else checkpoint.task
+            )
+            raise ConversionError(f"{option}: expected {_FOR[name]}, got {got}; leave it out")
     if checkpoint.task == SEGMENTATION and form.type == MASK and checkpoint.config.num_labels > MAX_MASK_CLASSES:
         raise ConversionError(
             f"--output-type image: expected at most {MAX_MASK_CLASSES} classes, as a gray value can tell apart, "
@@ -156,15 +169,28 @@ def adapted(
         preprocessing = dataclasses.replace(preprocessing, channel_order=channel_order)
     if include_crop:
         preprocessing = dataclasses.replace(preprocessing, include_crop=True)
+    check_memory(config)
     if config.num_channels != 3:
         raise ConversionError(
             f"num_channels: expected 3, as an image input has, got {config.num_channels}; retrain on colour images"
         )
     if config.num_labels < 2 and checkpoint.task != FEATURES:
-        raise ConversionError(
-            "classes: expected at least 2, since a softmax chooses among them, got 1; give the head one output a class"
-        )
+        raise ConversionError("classes: expected at least 2 to choose among, got 1; give the head one output a class")
     return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
+
+
+def check_memory(config: "MobileViTConfig") -> None:
+    """Raise ConversionError where attention at this size would take more memory than a machine has to spare."""
+    rows, columns = config.stage_sizes()[2]  # stage 3 has the most tokens
+    tokens = math.ceil(rows / config.patch_hw[0]) * math.ceil(columns / config.patch_hw[1])
+    places = math.prod(config.patch_hw)
+    needed = 4 * places * config.num_attention_heads * tokens**2
+    if needed > MAX_ATTENTION:
+        height, width = config.image_hw
+        raise ConversionError(
+            f"image size: expected attention to take at most {MAX_ATTENTION / 1e9:g} GB, got {needed / 1e9:.0f} GB "
+            f"for {height}x{width} pixels; choose a smaller size"
+        )
 
 
 def sized(checkpoint: "Checkpoint", size: Size) -> "Checkpoint":
@@ -179,6 +205,8 @@ def record_of(
     functions = {_function_name(size): size for size in sizes}
     if len(functions) < len(sizes):
         raise ConversionError("image size: expected each size once, got one twice; leave the second out")
+    for size in sizes:
+        check_memory(sized(checkpoint, size).config)
     if sizes:
         checkpoint = sized(checkpoint, sizes[0])
     config = dataclasses.asdict(checkpoint.config)

@@ -148,7 +148,7 @@ def _compare_features(
         meters.signals[name].add(value, torch.from_numpy(outputs[name]))
 
 
-def report(fidelity: Fidelity) -> list[str]:
+def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
     """A verification in short lines, the worst signal first; without a gate there is no verdict."""
     f = fidelity
     (name, worst), *others = sorted(f.signals.items(), key=lambda entry: _rank(entry[1]))
@@ -156,7 +156,7 @@ def report(fidelity: Fidelity) -> list[str]:
     if math.isinf(f.gate):
         verdict = gate = ""
     lines = [
-        f"{verdict}{name} {_db(worst.snr)} SNR against PyTorch fp32{gate}",
+        f"{verdict}{name} {_db(worst.snr)} SNR against {reference}{gate}",
         f"worst picture {_db(worst.worst_snr)}, cosine {worst.cosine:.6f}",
         *(f"{other} {_db(s.snr)}, worst picture {_db(s.worst_snr)}, cosine {s.cosine:.6f}" for other, s in others),
     ]

@@ -121,7 +121,7 @@ def test_stage_sizes_round_up(output_stride: int, sizes: list[tuple[int, int]]) 
         ({"patch_size": 0}, "patch_size: expected an int or (height, width), each 1 to 4096, got 0"),
         ({"patch_size": -2}, "patch_size: expected an int"),
         ({"patch_size": 9}, "patch_size: expected at most the 8x8 map of stage 5, got 9x9"),
-        ({"patch_size": (2, 9)}, "got 2x9; use a smaller patch or a larger image_size"),
+        ({"patch_size": (2, 9)}, "got 2x9; choose a larger image size"),
         ({"patch_size": 4, "image_size": 96}, "expected at most the 3x3 map of stage 5, got 4x4"),
         ({"output_stride": 4}, "output_stride: expected 8, 16 or 32, got 4"),
         ({"hidden_sizes": (144, 192)}, "hidden_sizes: expected 3 ints"),

@@ -129,7 +129,9 @@ def test_several_sizes_are_functions_of_one_package(sizes: Conversion) -> None:
     assert sizes.passed
     assert list(sizes.fidelity) == ["size_128", "size_96x160"]
     printed = summary(sizes, {})
-    assert "  input        image, 128x128, 160x96 pixels, any pixel buffer (BGR inside)\n" in printed
+    text = "input image, 128x128, 160 wide by 96 high pixels, any pixel buffer (BGR inside) functions"
+    assert text in " ".join(printed.split())
+    assert max(map(len, printed.splitlines()[1:])) <= 80
     assert "  functions    size_128, size_96x160\n" in printed
     assert "  verified     size_128:\n                 PASS, logits " in printed
     spec = ct.utils.load_spec(str(sizes.path))
@@ -225,22 +227,22 @@ UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
         (
             {"output_type": "labels"},
             ConversionError,
-            "--output-type: expected no such choice, since classification has none, got one; leave it out",
+            "--output-type: expected segmentation, got classification; leave it out",
         ),
         (
             {"task": "segmentation", "output_dtype": "float16"},
             ConversionError,
-            "--output-dtype: expected no such choice, since segmentation with --output-type labels has none, got one",
+            "--output-dtype: expected features, logits or probabilities, got segmentation with --output-type labels",
         ),
         (
             {"task": "segmentation", "hidden_states": True},
             ConversionError,
-            "--hidden-states: expected no such choice, since seg",
+            "--hidden-states: expected features, got segmentation; leave",
         ),
         (
             {"task": "features", "output_size": "network"},
             ConversionError,
-            "--output-size: expected no such choice, since feat",
+            "--output-size: expected segmentation, got features; leave it",
         ),
         (
             {"task": "features", "output_dtype": "float16", "target": "iOS15"},
@@ -251,6 +253,11 @@ UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
             {"image_sizes": [(64, 64), (96, 96)], "target": "iOS17"},
             ConversionError,
             "target: expected iOS18 or later for several image sizes in one package, got iOS17; raise it with --target",
+        ),
+        (
+            {"image_sizes": [(64, 64), (4096, 4096)]},
+            ConversionError,
+            "image size: expected attention to take at most 5 GB, got 275 GB for 4096x4096 pixels; choose",
         ),
         ({"image_sizes": [(64, 64), (64, 64)]}, ConversionError, "image size: expected each size once, got one twice"),
         (

@@ -57,7 +57,8 @@ def test_prints_what_a_person_wants_to_know(converted: tuple[Path, str], xs_snap
   made for     iOS16, fp16, split_einsum attention
   input        image, 256x256 pixels, any pixel buffer \(BGR inside\)
   outputs      classLabel; classLabel_probs, 1000 classes
-  weights      {re.escape(str(xs_snapshot))} \(Hugging Face naming, sha256 {digest[:12]}…\)
+  weights      {re.escape(str(xs_snapshot))}
+               Hugging Face naming, sha256 {digest[:12]}…
   Swift class  MobileViT_XS_fp16
   verified     PASS, logits \d\d\.\d dB SNR against PyTorch fp32 \(gate 30 dB\)
                worst picture \d\d\.\d dB, cosine 0\.99\d+
@@ -190,7 +191,7 @@ def test_without_a_hub_the_package_cannot_be_mistaken_for_a_trained_one(
     assert main(["--variant", "xxs", "--fp16"]) == 0
     assert (tmp_path / "MobileViT_XXS_fp16_untrained.mlpackage").is_dir()
     captured = capsys.readouterr()
-    assert "weights      untrained (seed 0)" in captured.out
+    assert "weights      untrained\n               seed 0" in captured.out
     assert (
         "note: weights apple/mobilevit-xx-small: expected in the local cache or on the Hugging Face hub" in captured.err
     )
@@ -320,7 +321,7 @@ def test_unwritable_place(fine_tuned: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("classes", "channels", "message"),
     [
-        (1, 3, "classes: expected at least 2, since a softmax chooses among them, got 1; give the head"),
+        (1, 3, "classes: expected at least 2 to choose among, got 1; give the head"),
         (2, 4, "num_channels: expected 3, as an image input has, got 4"),
     ],
 )

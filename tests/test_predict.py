@@ -236,7 +236,7 @@ def test_a_directory_that_is_not_there(
 ) -> None:
     for place in (output / "none", colorful_photos[0]):
         message = fails([str(segmenter), str(colorful_photos[0]), "--output", str(place)], capsys)
-        assert message == (f"output {place}: expected a directory for the masks, got none there; create it first")
+        assert message == (f"output {place}: expected a directory for the masks, got none; create it first")
     assert not (output / "none").exists()
 
 
@@ -293,10 +293,10 @@ def test_prints_the_features(extractor: Path, photos: list[Path], capsys: pytest
             "  pooled       1 x 320",
             "  featureMap   1 x 320 x 2 x 2",
         ]
-        match = re.fullmatch(r"  of pooled    length (\S+), (.*) …", lines[first + 3])
+        match = re.fullmatch(r"  values       pooled: (.*) …, length (\S+)", lines[first + 3])
         assert match is not None
-        assert float(match[1]) == pytest.approx(np.linalg.norm(values), rel=1e-3)  # four digits
-        assert [float(number) for number in match[2].split()] == pytest.approx(values[:4].tolist(), rel=1e-2)
+        assert float(match[2]) == pytest.approx(np.linalg.norm(values), rel=1e-3)  # four digits
+        assert [float(number) for number in match[1].split()] == pytest.approx(values[:4].tolist(), rel=1e-2)
     assert lines[12] == "cosine similarity of pooled"
     expected = cosine_similarity(pooled)
     for line, (i, j) in zip(lines[13:], [(0, 1), (0, 2), (1, 2)], strict=True):

@@ -267,7 +267,7 @@ def test_a_turned_photograph_is_put_upright(tmp_path: Path, orientation: int) ->
 def test_an_own_record_is_read(segmenter: Path) -> None:
     record = read_record(segmenter)
     assert (record.task, record.variant, record.precision) == ("segmentation", "xxs", "fp32")
-    assert record.preprocessing == Preprocessing(136, CROP, "BGR")
+    assert record.preprocessing == Preprocessing(136, CROP, "BGR", fill=True)
     assert record.weights.untrained
 
 

@@ -337,7 +337,32 @@ def test_margins_are_even_and_keep_their_proportion(task: str, proportion: float
 def test_another_size_keeps_the_margin_and_the_rest() -> None:
     preprocessing = Preprocessing(288, (256, 256), "BGR", "bicubic", 1.0, include_crop=True, reduce_labels=True)
     assert preprocessing.with_crop((512, 512)) == dataclasses.replace(preprocessing, resize=576, crop=(512, 512))
-    assert preprocessing.with_crop((320, 256)) == dataclasses.replace(preprocessing, crop=(320, 256))
-    assert preprocessing.with_crop((512, 384)) == dataclasses.replace(preprocessing, resize=432, crop=(512, 384))
+    assert preprocessing.with_crop((320, 256)) == dataclasses.replace(preprocessing, crop=(320, 256), fill=True)
+    assert preprocessing.with_crop((512, 384)) == dataclasses.replace(
+        preprocessing, resize=432, crop=(512, 384), fill=True
+    )
     assert Preprocessing(289, (256, 256), "RGB").with_crop((256, 320)).resize == 289  # as given, odd or not
     assert Preprocessing(224, (256, 256), "RGB").with_crop((128, 128)).resize == 112
+
+
+@pytest.mark.parametrize("crop", [(64, 96), (96, 64), (33, 97)])
+@pytest.mark.parametrize("size", [(100, 100), (177, 100), (100, 177), (640, 360)])
+@pytest.mark.parametrize("include_crop", [False, True])
+def test_a_crop_that_is_not_square_is_filled(size: tuple[int, int], crop: tuple[int, int], include_crop: bool) -> None:
+    square = dataclasses.replace(default_preprocessing(CLASSIFICATION, (64, 64), "RGB"), include_crop=include_crop)
+    preprocessing = square.with_crop(crop)
+    white = Image.new("RGB", size, "white")
+    prepared = preprocessing.prepare(white)
+    margin = preprocessing.resize - min(crop) if include_crop else 0
+    assert prepared.size == (crop[1] + margin, crop[0] + margin)
+    assert np.asarray(prepared).min() == 255  # no black beside it
+    image = drawn(*size)
+    inside = preprocessing.pixels(preprocessing.prepare(image))
+    outside = dataclasses.replace(preprocessing, include_crop=False)
+    assert np.array_equal(inside, outside.pixels(outside.prepare(image)))
+    # what Vision's .centerCrop makes of the picture for an input with the margin inside
+    whole = dataclasses.replace(preprocessing, include_crop=True)
+    assert np.array_equal(whole.pixels(filled(image, *whole.input_size)), inside)
+    left, top, right, bottom = preprocessing.covered(size)
+    assert min(left, top, size[0] - right, size[1] - bottom) >= 0
+    assert preprocessing.with_crop((64, 64)) == square

@@ -9,6 +9,7 @@ from mobilevit_coreml.errors import ConversionError
 
 CURVE = (0.35, 0.5, 0.7)  # sizes beside the chosen one and half precision, as shares of the latter
 CURVE_BYTES = 1000  # of the curve in the record of the package that is chosen, at most
+SPARE = 256  # bytes beside those that a try was too large by: estimates are out by some hundred
 TRIES = 6  # packages built to come within a size
 HALVINGS = 6  # of the range of sizes in which a quality is looked for
 
@@ -84,7 +85,7 @@ def _within(size: int, rest: int, built_of: Callable[[float], Point]) -> Point:
         point = built_of(size - rest - margin)
         if point.bytes <= size:
             return point
-        margin += point.bytes - size  # estimates of bytes are out by some hundred
+        margin += point.bytes - size + SPARE
     raise ConversionError(
         f"max_size: expected at least {(point.bytes + CURVE_BYTES) / 1e6:.2f} MB, the smallest this network becomes, "
         f"got {(size + CURVE_BYTES) / 1e6:.2f} MB; raise it, or take a smaller variant"

@@ -491,7 +491,7 @@ def test_timm_directory(tmp_path: Path) -> None:
     settings |= {"input_size": [3, 224, 192], "crop_pct": 0.9, "interpolation": "bicubic"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = load_checkpoint(str(tmp_path))
-    assert checkpoint.preprocessing == Preprocessing(213, (224, 192), "RGB", "bicubic")
+    assert checkpoint.preprocessing == Preprocessing(213, (224, 192), "RGB", "bicubic", fill=True)
     assert checkpoint.config.image_hw == (224, 192)
 
 
