@@ -32,6 +32,7 @@ from mobilevit_coreml.request import (
     adapted,
     check_choice,
     check_outputs,
+    check_report,
     check_scheme,
     notices_of,
     record_of,
@@ -110,6 +111,7 @@ def convert(
     force: bool = False,
     verify: bool = True,
     images: Path | None = None,
+    report: Path | None = None,
     stages: Stages | None = None,
 ) -> Conversion:
     """Make a Core ML package of a checkpoint.
@@ -125,7 +127,8 @@ def convert(
     Weights are stored in half precision, or all that bear it as one of: `palettize` bits (8, 6, 4, 3, 2, 1) with
     a table for each `group_size` output channels, `quantize` "int8" or "int4", `prune` a share of zeros; or
     each in the format that serves a budget best: `max_size` bytes, `min_snr` dB, `min_agreement` a share. The
-    photographs in `images` calibrate them, but for every third, which tests what became of it.
+    photographs in `images` calibrate them, but for every third, which tests what became of it. `report`
+    is a .html, .json or .png file for what was chosen, and what it cost.
 
     The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
     ones; one that fails a gate goes to a name ending in `_failed`.
@@ -149,6 +152,7 @@ def convert(
     names = None if labels is None else read_labels(labels)
     pictures: Sequence[Path] = () if images is None else _pictures(images)
     check_output(output)
+    check_report(report, scheme, verify, force)
     stages = stages or Stages()
 
     with stages("weights"):
@@ -197,6 +201,10 @@ def convert(
         if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
             path, force = failed_path(path), True  # nobody keeps what failed the last time
             check_free(path, force)
+        if report is not None and plan is not None:
+            from mobilevit_coreml.compression.report import write_report
+
+            write_report(report, path, size_of(staged), plan, next(iter(quality.values())))
         put_in_place(staged, path, force)
     return Conversion(
         path,

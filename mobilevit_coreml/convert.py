@@ -116,6 +116,12 @@ def parser() -> Parser:
         "--min-agreement", type=float, metavar="SHARE", help="the smallest that keeps this share of the classes, 0.99"
     )
     parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="the choice for each layer and its price: .html, .json or .png",
+    )
+    parser.add_argument(
         "--group-size", type=int, metavar="N", help="with --palettize: a table for every N output channels (iOS18)"
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
@@ -220,7 +226,7 @@ def _wrapped(text: str) -> list[str]:
     wrapper = textwrap.TextWrapper(
         WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-    return wrapper.wrap(text)
+    return wrapper.wrap(text.lstrip())
 
 
 def _size(height: int, width: int) -> str:
@@ -239,9 +245,10 @@ def _formats(conversion: Conversion) -> list[str]:
     plan = conversion.plan
     if plan is None:
         return []
-    counts = ", ".join(f"{count} in {name}" for name, count in Counter(plan.formats.values()).most_common())
+    formats = Counter(layer.format for layer in plan.layers)
+    counts = ", ".join(f"{count} in {name}" for name, count in formats.most_common())
     how = f"calibrated with {plan.pictures} pictures" if plan.pictures else "rounded without pictures"
-    return [f"{len(plan.formats)} layers: {counts}", how]
+    return [f"{len(plan.layers)} layers: {counts}", how]
 
 
 def _left(conversion: Conversion) -> list[str]:

@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilevit_coreml import __version__
+from mobilevit_coreml.atomic import check_file_free
 from mobilevit_coreml.compression.budget import Budget
 from mobilevit_coreml.compression.formats import INTEGER, INTEGER_BITS, PALETTE, PALETTE_BITS, SPARSE, Format
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.errors import ConversionError, LabelsError
+from mobilevit_coreml.errors import ConversionError, LabelsError, OutputError
 from mobilevit_coreml.interface import LABELS, MASK, MAX_MASK_CLASSES, OutputForm
 from mobilevit_coreml.labels import placeholder_labels, unique_labels
 from mobilevit_coreml.labels.colors import class_colors
@@ -25,6 +27,7 @@ FIRST_WITH_COMPRESSION = "iOS16"
 FIRST_WITH_FUNCTIONS = "iOS18"
 MAX_PACKAGE = 10**9  # bytes
 MAX_ATTENTION = 5 * 10**9  # bytes of one layer's scores in single precision
+REPORTS = (".html", ".json", ".png")
 MIN_PICTURES = 3  # two to calibrate with, one to test
 
 Size = tuple[int, int]  # height, width
@@ -177,6 +180,19 @@ def adapted(
     if config.num_labels < 2 and checkpoint.task != FEATURES:
         raise ConversionError("classes: expected at least 2 to choose among, got 1; give the head one output a class")
     return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
+
+
+def check_report(report: Path | None, scheme: Format | Budget | None, verify: bool, force: bool) -> None:
+    """Raise where there will be nothing to report of, or no place for it."""
+    if report is None:
+        return
+    if report.suffix not in REPORTS:
+        raise OutputError(
+            f"report {report}: expected a name ending in {' or '.join(REPORTS)}, got another; change the ending"
+        )
+    if scheme is None or not verify:
+        raise ConversionError("report: expected a compression that is verified, got none; leave it out")
+    check_file_free(report, force)
 
 
 def check_memory(config: "MobileViTConfig") -> None:

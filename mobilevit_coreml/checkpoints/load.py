@@ -12,6 +12,7 @@ from mobilevit_coreml.checkpoints.download import PUBLISHED, WEIGHT_FILES, HubUn
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
 from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
 from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, own_state, recognize, trained_for
+from mobilevit_coreml.checkpoints.own import OWN
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
@@ -37,7 +38,7 @@ from mobilevit_coreml.preprocessing import (
     timm_settings,
 )
 
-NAMINGS = (HUGGING_FACE, CVNETS, TIMM)
+NAMINGS = (OWN, HUGGING_FACE, CVNETS, TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from mobilevit_coreml.compression.formats import FLOAT
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
 from mobilevit_coreml.errors import ConversionError
 
@@ -66,7 +65,7 @@ def meet(
     rest = whole.bytes - total_bytes(whole.choice)  # what is no weight of a layer: the program, biases, small weights
     least = rest + sum(min(one.bytes for one in options) for options in candidates.values())
     if budget.max_bytes is not None:
-        chosen = _within(budget.max_bytes - CURVE_BYTES, rest, built_of)
+        chosen = _within(budget.max_bytes - CURVE_BYTES, rest, least, built_of)
         for share in CURVE:
             built_of(max(share * whole.bytes, least) - rest)
     else:
@@ -79,15 +78,21 @@ def budget_steps() -> int:
     return 1 + max(TRIES + len(CURVE), HALVINGS + 1)
 
 
-def _within(size: int, rest: int, built_of: Callable[[float], Point]) -> Point:
+def _within(size: int, rest: int, least: int, built_of: Callable[[float], Point]) -> Point:
     margin = 0
+    if size < least:
+        raise _too_small(size, least)
     for _ in range(TRIES):
         point = built_of(size - rest - margin)
         if point.bytes <= size:
             return point
         margin += point.bytes - size + SPARE
-    raise ConversionError(
-        f"max_size: expected at least {(point.bytes + CURVE_BYTES) / 1e6:.2f} MB, the smallest this network becomes, "
+    raise _too_small(size, point.bytes)
+
+
+def _too_small(size: int, least: int) -> ConversionError:
+    return ConversionError(
+        f"max_size: expected at least {(least + CURVE_BYTES) / 1e6:.2f} MB, the smallest this network becomes, "
         f"got {(size + CURVE_BYTES) / 1e6:.2f} MB; raise it, or take a smaller variant"
     )
 
@@ -114,13 +119,3 @@ def _of_quality(budget: Budget, whole: Point, rest: int, least: int, built_of: C
         else:
             low = middle
     return best
-
-
-def formats_chosen(point: Point) -> dict[str, str]:
-    """Each layer's format, by its path."""
-    return {path: str(one.format) for path, one in point.choice.items()}
-
-
-def is_compressed(point: Point) -> bool:
-    """Whether any layer is in another format than half precision."""
-    return any(one.format.kind != FLOAT for one in point.choice.values())

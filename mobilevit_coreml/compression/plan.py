@@ -26,19 +26,33 @@ Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # a ba
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredLayer:
+    """A layer that could be encoded: its format, how many weights it has, their bytes, about.
+
+    `noise` is the power it puts at the output, relative to the output's own; None without calibration.
+    """
+
+    path: str
+    format: str
+    weights: int
+    bytes: int
+    noise: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """The weights that are encoded, by the path of their module, and what goes with them.
 
-    `bias_shifts` (out,) make up for what the encoding does to the mean output of a layer. `formats` has
-    the format of every layer that could be encoded, `left` why each of the others was left alone.
-    `curve` has (bytes, dB, agreement) of each package that was built on the way to a budget.
+    `bias_shifts` (out,) make up for what the encoding does to the mean output of a layer. `left` says
+    why each of the other layers was left alone. `curve` has (bytes, dB, agreement) of each package that
+    was built on the way to a budget.
     """
 
     scheme: str
     pictures: int  # calibrated with
     encoded: Mapping[str, Encoded]
     bias_shifts: Mapping[str, Tensor]
-    formats: Mapping[str, str]
+    layers: tuple[StoredLayer, ...]
     left: Mapping[str, str]
     curve: tuple[tuple[int, float, float | None], ...] = ()
 
@@ -47,7 +61,7 @@ class Plan:
         return {
             "scheme": self.scheme,
             "pictures": self.pictures,
-            "layers": _inverted(self.formats),
+            "layers": _inverted({layer.path: layer.format for layer in self.layers}),
             "left": _inverted(self.left),
             "curve": [[size, round(snr, 2), agreement] for size, snr, agreement in self.curve],
         }
@@ -73,8 +87,11 @@ def uniform_plan(scheme: Format, model: Model, views: Tensor | None, pictures: i
         for path, layer in layers.items():
             encoded[path] = _encoded(layer.weight.detach(), scheme, statistics.get(path))
             advance()
-    formats = dict.fromkeys(layers, str(scheme))
-    return Plan(str(scheme), pictures, encoded, _bias_shifts(layers, encoded, statistics), formats, left)
+    stored = tuple(
+        _stored(path, layer, scheme, _noise(encoded[path], layer.weight.detach(), statistics.get(path)))
+        for path, layer in layers.items()
+    )
+    return Plan(str(scheme), pictures, encoded, _bias_shifts(layers, encoded, statistics), stored, left)
 
 
 def budget_plan(
@@ -101,14 +118,19 @@ def budget_plan(
 
     def plan_of(choice: Mapping[str, Candidate], curve: tuple[Point, ...] = ()) -> Plan:
         encoded = {path: one.encoded for path, one in choice.items() if one.encoded is not None}
-        formats = {path: str(one.format) for path, one in choice.items()}
+        stored = tuple(_stored(path, layers[path], one.format, one.noise) for path, one in choice.items())
         points = tuple((point.bytes, point.snr, point.agreement) for point in curve)
         shifts = _bias_shifts(layers, encoded, statistics)
-        return Plan(str(scheme), pictures, encoded, shifts, formats, left, points)
+        return Plan(str(scheme), pictures, encoded, shifts, stored, left, points)
 
     with steps("search", budget_steps()) as advance:
         chosen, curve = meet(scheme, candidates, lambda choice: Point(choice, *build(plan_of(choice))), advance)
     return plan_of(chosen.choice, curve)
+
+
+def _stored(path: str, layer: Layer, form: Format, noise: float | None) -> StoredLayer:
+    shape = tuple(layer.weight.shape)
+    return StoredLayer(path, str(form), math.prod(shape), form.stored_bytes(shape), noise)
 
 
 def apply_plan(plan: Plan, model: Model) -> Model:
@@ -145,7 +167,7 @@ def _encoded(weight: Tensor, form: Format, statistics: Statistics | None) -> Enc
     options = [
         encode(weight, form, importance, statistics.moments) for importance in _importances(weight, form, statistics)
     ]
-    return min(options, key=lambda option: _noise(option, weight, statistics))
+    return min(options, key=lambda option: statistics.noise(torch.from_numpy(option.decode()) - weight))
 
 
 def _candidate(weight: Tensor, form: Format, statistics: Statistics) -> Candidate:
@@ -153,11 +175,11 @@ def _candidate(weight: Tensor, form: Format, statistics: Statistics) -> Candidat
     if form == FP16:
         return Candidate(form, size, statistics.noise(weight.half().float() - weight), None)
     encoded = _encoded(weight, form, statistics)
-    return Candidate(form, size, _noise(encoded, weight, statistics), encoded)
+    return Candidate(form, size, statistics.noise(torch.from_numpy(encoded.decode()) - weight), encoded)
 
 
-def _noise(encoded: Encoded, weight: Tensor, statistics: Statistics) -> float:
-    return statistics.noise(torch.from_numpy(encoded.decode()) - weight)
+def _noise(encoded: Encoded, weight: Tensor, statistics: Statistics | None) -> float | None:
+    return None if statistics is None else statistics.noise(torch.from_numpy(encoded.decode()) - weight)
 
 
 def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequence[Tensor]:

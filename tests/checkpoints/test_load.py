@@ -416,6 +416,16 @@ def test_a_head_with_a_part_missing_is_still_a_head(tmp_path: Path, key: str) ->
         load_checkpoint(str(tmp_path / "x.pth"))
 
 
+@pytest.mark.parametrize("task", ["classification", "segmentation", "features"])
+def test_what_was_trained_here_can_be_converted(tmp_path: Path, task: str) -> None:
+    trained = load_checkpoint("untrained", "xxs", task).model()
+    torch.save({"model": trained.state_dict()}, tmp_path / "x.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "x.pth"))
+    assert (checkpoint.task, checkpoint.source.naming) == (task, "mobilevit_coreml")
+    state = checkpoint.model().state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in trained.state_dict().items() if "num_b" not in key)
+
+
 def test_an_unknown_task() -> None:
     with pytest.raises(CheckpointError, match="task: expected one of classification, segmentation, features, got 'no'"):
         load_checkpoint("untrained", "xxs", "no")

@@ -56,7 +56,6 @@ def two_layers(encodings: Mapping[str, Encoded], target: str, package: Path) -> 
     """A saved package of a convolution and a linear layer, with `encodings` by their names."""
     opset = getattr(ct.target, target)
 
-    @mb.program(input_specs=[mb.TensorSpec((1, 24, 5, 3))], opset_version=opset)
     def program(x: Any) -> Any:
         x = mb.conv(x=x, weight=layer_weight("convolution").numpy(), name="convolution")
         return mb.linear(x=mb.reduce_mean(x=x, axes=[2, 3]), weight=layer_weight("linear").numpy(), name="linear")
@@ -67,7 +66,7 @@ def two_layers(encodings: Mapping[str, Encoded], target: str, package: Path) -> 
     pipeline.set_options(f"{NAMESPACE}::store_encoded", {"encodings": named})
     with quietly():
         model = ct.convert(
-            program,
+            mb.program(input_specs=[mb.TensorSpec((1, 24, 5, 3))], opset_version=opset)(program),
             convert_to="mlprogram",
             minimum_deployment_target=opset,
             pass_pipeline=pipeline,

@@ -17,7 +17,8 @@ def test_integers_are_multiples_of_their_channels_scale(bits: int, shape: tuple[
     codes = generator.integers(-limit, limit + 1, shape).astype(np.int8)
     scales = generator.uniform(0.01, 2, shape[0]).astype(np.float16).astype(np.float32)
     decoded = Encoded(Format(INTEGER, bits), codes, scales).decode()
-    assert (decoded.shape, decoded.dtype) == (shape, np.float32)
+    assert decoded.shape == shape
+    assert decoded.dtype == np.float32
     for place, code in np.ndenumerate(codes):
         assert decoded[place] == np.float32(code) * scales[place[0]]
 
@@ -32,7 +33,8 @@ def test_indices_are_looked_up_in_their_groups_table(bits: int, group_size: int 
     codes.flat[0] = 2**bits - 1
     tables = generator.standard_normal((shape[0] // channels, 2**bits)).astype(np.float32)
     decoded = Encoded(Format(PALETTE, bits, group_size), codes, tables).decode()
-    assert (decoded.shape, decoded.dtype) == (shape, np.float32)
+    assert decoded.shape == shape
+    assert decoded.dtype == np.float32
     for place, code in np.ndenumerate(codes):
         assert decoded[place] == tables[place[0] // channels, code]
 
@@ -42,5 +44,6 @@ def test_sparse_values_are_themselves(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float16).astype(np.float32)
     values[values < 0] = 0
     decoded = Encoded(Format(SPARSE, zeros=0.5), values, np.empty(0, np.float32)).decode()
-    assert (decoded.shape, decoded.dtype) == (shape, np.float32)
+    assert decoded.shape == shape
+    assert decoded.dtype == np.float32
     np.testing.assert_array_equal(decoded, values)

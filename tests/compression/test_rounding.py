@@ -85,7 +85,8 @@ def test_without_moments_each_value_takes_the_nearest_of_its_table(form: Format)
     encoded = encode(weight, form, torch.ones_like(weight), None)
     channels = form.group_size or 16
     assert encoded.values.shape == (16 // channels, 2**form.bits)
-    assert (encoded.codes.shape, encoded.codes.dtype) == (weight.shape, np.uint8)
+    assert encoded.codes.shape == weight.shape
+    assert encoded.codes.dtype == np.uint8
     decoded = encoded.decode()
     for place, value in np.ndenumerate(weight.numpy()):
         table = encoded.values[place[0] // channels]

@@ -1,19 +1,21 @@
 """Encoded weights in saved packages, as the evaluator and coremltools read them."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mobilevit_coreml._coremltools import types
 from mobilevit_coreml.compression.calibration import layers_of
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
-from mobilevit_coreml.compression.plan import uniform_plan
+from mobilevit_coreml.compression.plan import Plan, apply_plan, uniform_plan
 from mobilevit_coreml.compression.rounding import encode
 from mobilevit_coreml.interface import OutputForm
 from mobilevit_coreml.mil import program_of
@@ -32,6 +34,7 @@ from tests.compression.packages import (
     two_layers,
     weights_of_coremltools,
 )
+from tests.peers import snr
 
 
 def weights_of_the_evaluator(package: Path) -> dict[str, Any]:
@@ -95,32 +98,42 @@ def test_a_package_decodes_to_what_was_encoded(form: Format, target: str, tmp_pa
         check(source, form, target, SHAPES[name][0])
 
 
-def mixed(formats: tuple[Format, ...]) -> dict[str, Encoded]:
-    """Encodings of the network, each layer's in the next format: one conversion meets them all."""
+@cache
+def mixed(target: str) -> Plan:
+    """Of the network, each layer in the next of a target's formats: one conversion meets them all."""
     model = network()
-    plans = [uniform_plan(form, model, None, 0, no_bar) for form in formats]
-    assert all(plan.encoded.keys() == layers_of(model)[0].keys() for plan in plans)
-    return {path: plans[number % len(plans)].encoded[path] for number, path in enumerate(layers_of(model)[0])}
+    plans = [uniform_plan(form, model, None, 0, no_bar) for form in FORMATS if form.target <= target]
+    paths = list(layers_of(model)[0])
+    assert all(list(plan.encoded) == paths for plan in plans)
+    encoded = {path: plans[number % len(plans)].encoded[path] for number, path in enumerate(paths)}
+    return dataclasses.replace(plans[0], encoded=encoded)
 
 
-def saved(encodings: Mapping[str, Encoded], target: str, precision: str, package: Path) -> Path:
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+@cache
+def network_package(target: str, precision: str, directory: Path) -> Path:
+    """With the weights of `mixed`."""
+    package = directory / f"{target}_{precision}.mlpackage"
     contract = default_preprocessing("features", (64, 64), "BGR")
+    encodings = mixed(target).encoded
     save(program_of(network(), "features", contract, OutputForm(), (), target, precision, encodings), package)
     return package
 
 
 @pytest.mark.parametrize(("target", "precision"), [("iOS16", "fp16"), ("iOS18", "fp16"), ("iOS18", "fp32")])
-def test_every_layer_of_a_network_decodes_to_what_was_encoded(target: str, precision: str, tmp_path: Path) -> None:
-    formats = tuple(form for form in FORMATS if form.target <= target)
-    encodings = mixed(formats)
-    package = saved(encodings, target, precision, tmp_path / "network.mlpackage")
+def test_every_layer_of_a_network_decodes_to_what_was_encoded(target: str, precision: str, directory: Path) -> None:
+    package = network_package(target, precision, directory)
     read, theirs = weights_of_the_evaluator(package), weights_of_coremltools(package)
-    names = {operation_name(path): encoded for path, encoded in encodings.items()}
-    assert len(names) == len(encodings)
+    names = {operation_name(path): encoded for path, encoded in mixed(target).encoded.items()}
+    assert len(names) == len(layers_of(network())[0])
     assert names.keys() <= read.keys() == theirs.keys()
     for name, encoded in names.items():
         values, source = theirs[name]
-        expected = exact(encoded, read[name].shape) if precision == "fp16" else encoded.decode().reshape(values.shape)
+        expected = exact(encoded, values.shape) if precision == "fp16" else encoded.decode().reshape(values.shape)
         assert values.dtype == {"fp16": np.float16, "fp32": np.float32}[precision]
         np.testing.assert_array_equal(read[name], expected)
         np.testing.assert_array_equal(values.astype(np.float32), expected)
@@ -130,15 +143,40 @@ def test_every_layer_of_a_network_decodes_to_what_was_encoded(target: str, preci
     assert len(left) == len(layers_of(network())[1])
 
 
-def test_a_network_runs_with_the_weights_it_was_given(tmp_path: Path) -> None:
-    encodings = mixed((Format(PALETTE, 6), Format(INTEGER, 8), Format(PALETTE, 8)))
-    package = saved(encodings, "iOS16", "fp32", tmp_path / "network.mlpackage")
-    operations = ReferenceEvaluator(package).function.operations
-    assert not any(operation.type.startswith("constexpr") for operation in operations)  # decoded when it is read
-    whole = saved({}, "iOS16", "fp32", tmp_path / "whole.mlpackage")
-    assert [operation.type for operation in operations] == [
-        operation.type for operation in ReferenceEvaluator(whole).function.operations
-    ]
+def test_a_network_computes_with_the_weights_it_was_given(directory: Path) -> None:
+    evaluator = ReferenceEvaluator(network_package("iOS18", "fp32", directory), precision="fp32")
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    outputs = evaluator.run({"image": Image.fromarray(picture)})
+    pixels = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255  # BGR
+    with torch.no_grad():
+        expected = apply_plan(mixed("iOS18"), network())(pixels)
+        whole = network()(pixels)
+    assert snr(expected.feature_map, torch.from_numpy(outputs["featureMap"])) > 80
+    assert snr(whole.feature_map, expected.feature_map) < 40  # the difference is there to be seen
+
+
+NO_BRANCHES = pytest.mark.xfail(
+    strict=True,
+    raises=ValueError,
+    reason="operations of head.branches.0 are called head_0_conv, not head_branches_0_conv",
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "attention"),
+    [("classification", "split_einsum"), pytest.param("segmentation", "packed", marks=NO_BRANCHES)],
+)
+def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention: str, tmp_path: Path) -> None:
+    model = network(task, attention)
+    encodings = uniform_plan(Format(INTEGER, 8), model, None, 0, no_bar).encoded
+    contract = default_preprocessing(task, (64, 64), "BGR")
+    labels = [f"class {index}" for index in range(model.config.num_labels)]
+    package = tmp_path / "network.mlpackage"
+    save(program_of(model, task, contract, OutputForm(), labels, "iOS16", "fp16", encodings), package)
+    theirs = weights_of_coremltools(package)
+    encoded = {name for name, (_, source) in theirs.items() if source.op_type == "constexpr_affine_dequantize"}
+    assert encoded == {operation_name(path) for path in layers_of(model)[0]}
+    assert len(theirs) == len(encoded) + len(layers_of(model)[1])
 
 
 def test_a_weight_without_an_operation_is_an_error(tmp_path: Path) -> None:
