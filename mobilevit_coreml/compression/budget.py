@@ -1,6 +1,7 @@
 """The best package within a size, or the smallest of a quality: choices made by estimates, judged by measurements."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
@@ -67,7 +68,8 @@ def meet(
     if budget.max_bytes is not None:
         chosen = _within(budget.max_bytes - CURVE_BYTES, rest, least, built_of)
         for share in CURVE:
-            built_of(max(share * whole.bytes, least) - rest)
+            if share * whole.bytes > least:
+                built_of(share * whole.bytes - rest)
     else:
         chosen = _of_quality(budget, whole, rest, least, built_of)
     return chosen, tuple(sorted(built, key=lambda point: point.bytes))
@@ -81,7 +83,7 @@ def budget_steps() -> int:
 def _within(size: int, rest: int, least: int, built_of: Callable[[float], Point]) -> Point:
     margin = 0
     if size < least:
-        raise _too_small(size, least)
+        raise _too_small(size, built_of(0).bytes)
     for _ in range(TRIES):
         point = built_of(size - rest - margin)
         if point.bytes <= size:
@@ -91,8 +93,9 @@ def _within(size: int, rest: int, least: int, built_of: Callable[[float], Point]
 
 
 def _too_small(size: int, least: int) -> ConversionError:
+    enough = math.ceil((least + CURVE_BYTES) / 1e4) / 100
     return ConversionError(
-        f"max_size: expected at least {(least + CURVE_BYTES) / 1e6:.2f} MB, the smallest this network becomes, "
+        f"max_size: expected at least {enough:.2f} MB, the smallest this network becomes, "
         f"got {(size + CURVE_BYTES) / 1e6:.2f} MB; raise it, or take a smaller variant"
     )
 

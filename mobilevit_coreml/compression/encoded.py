@@ -23,7 +23,7 @@ class Encoded:
     values: NDArray[np.float32]
 
     def decode(self) -> NDArray[np.float32]:
-        """The weight's values."""
+        """The weight's values; of integers a package in half precision rounds them to that once more."""
         if self.format.kind == SPARSE:
             return self.codes
         channels = self.codes.shape[0]

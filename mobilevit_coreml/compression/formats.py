@@ -7,6 +7,7 @@ FLOAT, INTEGER, PALETTE, SPARSE = "float", "integer", "palette", "sparse"
 PALETTE_BITS = (8, 6, 4, 3, 2, 1)
 INTEGER_BITS = (8, 4)
 BLOB_ALIGNMENT = 64  # bytes: each blob of weight.bin has a header of that size, and starts at a multiple of it
+SMALLEST_BLOB = 10  # values: fewer stand in the program itself
 ENTRY_BYTES = 130  # what a second and a third blob add to the program, about
 
 
@@ -50,7 +51,8 @@ class Format:
         if self.kind == SPARSE:
             return _blob(2 * (size - round(size * self.zeros))) + _blob(math.ceil(size / 8)) + ENTRY_BYTES
         values = 2 * (shape[0] if self.kind == INTEGER else 2**self.bits * (shape[0] // (self.group_size or shape[0])))
-        return _blob(math.ceil(size * self.bits / 8)) + _blob(values) + ENTRY_BYTES
+        stored = values if values < 2 * SMALLEST_BLOB else _blob(values)
+        return _blob(math.ceil(size * self.bits / 8)) + stored + ENTRY_BYTES
 
 
 def _blob(size: int) -> int:

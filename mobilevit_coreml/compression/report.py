@@ -76,7 +76,8 @@ def _write_html(file: IO[bytes], values: dict[str, Any]) -> None:
     page = PAGE.format(
         title=html.escape(values["package"]),
         summary=html.escape(
-            f"{values['bytes'] / 1e6:.2f} MB, {values['scheme']}, calibrated with {values['calibrated_with']} "
+            f"{values['bytes'] / 1e6:.2f} MB (asked for: {values['scheme']}), "
+            f"calibrated with {values['calibrated_with']} "
             f"pictures; measured on the saved package with {values['tested_with']} others{agreement}."
         ),
         svg=svg[svg.index("<svg") :],

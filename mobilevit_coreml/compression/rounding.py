@@ -8,7 +8,6 @@ from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 
 ITERATIONS = 50  # of k-means; most tables stand still before
-BINS = 4096  # of the histogram that k-means starts from
 BLOCK = 64  # columns between two updates of all the rest
 DAMPING = 0.01  # of the mean squared input, on the diagonal: directions the calibration hardly shows
 
@@ -95,13 +94,13 @@ def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
     """`count` centres (count,) in ascending order for values (n,) with weights (n,), by Lloyd's iterations.
 
     In one dimension clusters are stretches of the sorted values, so sums over them are differences of
-    running sums. Starts from quantiles of the density's cube root, the best density of centres for many.
+    running sums. Starts from the density that is best for many centres.
     """
     values, order = values.double().sort()
     weights = weights.double()[order] + 1e-12 * weights.double().mean() + torch.finfo(torch.float64).tiny
     mass = torch.cat([values.new_zeros(1), weights.cumsum(0)])
     moment = torch.cat([values.new_zeros(1), (weights * values).cumsum(0)])
-    centres = _quantiles(values, weights, count)
+    centres = _spread(values, weights, count)
     ends = torch.tensor([0]), torch.tensor([len(values)])
     for _ in range(ITERATIONS):
         edges = torch.cat([ends[0], torch.searchsorted(values, (centres[1:] + centres[:-1]) / 2), ends[1]])
@@ -114,13 +113,18 @@ def weighted_kmeans(values: Tensor, weights: Tensor, count: int) -> Tensor:
     return centres
 
 
-def _quantiles(values: Tensor, weights: Tensor, count: int) -> Tensor:
-    low, high = values[0], values[-1]
-    bins = ((values - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny) * (BINS - 1)).long()
-    density = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, weights) ** (1 / 3)
-    running = (density + 1e-6 * density.mean()).cumsum(0)
-    places = torch.searchsorted(running / running[-1], (torch.arange(count, dtype=torch.float64) + 0.5) / count)
-    return low + (high - low) * places.double() / (BINS - 1)
+def _spread(values: Tensor, weights: Tensor, count: int) -> Tensor:
+    """`count` of the sorted values, as dense as the cube root of the density of the weights.
+
+    Between two neighbours that root times their distance is weight^(1/3) * distance^(2/3).
+    """
+    distinct = values.unique()
+    if len(distinct) <= count:  # each value can have a centre of its own
+        return distinct[torch.arange(count).clamp(max=len(distinct) - 1)]
+    between = (weights[1:] + weights[:-1]) / 2
+    running = torch.cat([values.new_zeros(1), (between ** (1 / 3) * values.diff() ** (2 / 3)).cumsum(0)])
+    places = torch.searchsorted(running, (torch.arange(count, dtype=torch.float64) + 0.5) / count * running[-1])
+    return values[places.clamp(max=len(values) - 1)]
 
 
 def _compensated(matrix: Tensor, moments: Tensor, grid: _Grid | _Mask) -> Tensor:

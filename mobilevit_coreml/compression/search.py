@@ -1,7 +1,6 @@
 """Which format for which layer: the least noise at the output for a number of bytes."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,6 @@ from mobilevit_coreml.compression.formats import Format
 
 if TYPE_CHECKING:
     from mobilevit_coreml.compression.encoded import Encoded
-
-STEPS = 60  # of the bisection over the price of a byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,32 +29,11 @@ Choice = Mapping[str, Candidate]  # by the layer's path
 def choose(candidates: Mapping[str, Sequence[Candidate]], budget: float) -> dict[str, Candidate]:
     """The choice of least noise within `budget` bytes, or the smallest there is where nothing fits.
 
-    Noise of different layers adds up, so each layer takes what is best at one common price of a byte (Lagrange);
-    what that leaves of the budget goes to the upgrades that bring most.
+    Noise of different layers adds up. So from the smallest choice on, the upgrade that takes off most noise
+    a byte is made, until none fits: but for the last few bytes that is the optimum of Lagrange's method.
     """
-    smallest = {path: min(options, key=lambda one: one.bytes) for path, options in candidates.items()}
-    if total_bytes(smallest) > budget:
-        return smallest
-    low, high = 1e-15, 1e3  # noise a byte: nothing matters but noise, nothing but bytes
-    best = smallest
-    for _ in range(STEPS):
-        price = math.sqrt(low * high)
-        choice = _at_price(candidates, price)
-        if total_bytes(choice) > budget:
-            low = price
-        else:
-            high, best = price, choice
-    return _upgraded(candidates, best, budget)
-
-
-def _at_price(candidates: Mapping[str, Sequence[Candidate]], price: float) -> dict[str, Candidate]:
-    return {path: min(options, key=lambda one: one.noise + price * one.bytes) for path, options in candidates.items()}
-
-
-def _upgraded(
-    candidates: Mapping[str, Sequence[Candidate]], choice: dict[str, Candidate], budget: float
-) -> dict[str, Candidate]:
-    choice, room = dict(choice), budget - total_bytes(choice)
+    choice = {path: min(options, key=lambda one: one.bytes) for path, options in candidates.items()}
+    room = budget - total_bytes(choice)
     while True:
         gains = [
             ((choice[path].noise - one.noise) / max(one.bytes - choice[path].bytes, 1), path, one)

@@ -40,6 +40,13 @@ class SplitProjection(nn.Module):
         return self.activation(self.maps(maps) + self.values(values))
 
 
+class Branches(nn.Sequential):
+    """Modules side by side on the same input, their outputs joined along the channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], dim=1)
+
+
 class DeepLabV3Head(nn.Module):
     """(B, neck_hidden_sizes[5], H, W) -> logits (B, classes, H, W).
 
@@ -50,11 +57,9 @@ class DeepLabV3Head(nn.Module):
     def __init__(self, config: MobileViTConfig) -> None:
         super().__init__()
         in_channels, channels = config.neck_hidden_sizes[5], config.aspp_out_channels
-        self.branches = nn.ModuleList(
-            [
-                ConvLayer(in_channels, channels, 1, ACTIVATION),
-                *(ConvLayer(in_channels, channels, 3, ACTIVATION, dilation=rate) for rate in config.atrous_rates),
-            ]
+        self.branches = Branches(
+            ConvLayer(in_channels, channels, 1, ACTIVATION),
+            *(ConvLayer(in_channels, channels, 3, ACTIVATION, dilation=rate) for rate in config.atrous_rates),
         )
         self.pool = ConvLayer(in_channels, channels, 1, ACTIVATION)
         self.project: nn.Module = Projection(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
@@ -63,7 +68,7 @@ class DeepLabV3Head(nn.Module):
         self.classifier = nn.Conv2d(channels, config.num_labels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = torch.cat([branch(x) for branch in self.branches], dim=1)
+        branches = self.branches(x)
         pooled = self.pool(x.mean((2, 3), keepdim=True))  # B C 1 1
         y = self.dropout(self.project(branches, pooled))
         return self.classifier(self.classifier_dropout(y))

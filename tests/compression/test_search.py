@@ -49,7 +49,7 @@ def test_choices_are_near_the_best_there_are(seed: int) -> None:
         assert total_bytes(chosen) <= budget
         ratios.append(total_noise(chosen) / min(noise for size, noise in points if size <= budget))
     # Five layers are few for one price of a byte; of more, less of the budget is left over.
-    assert max(ratios) <= 2.5
+    assert max(ratios) <= 3
     assert math.prod(ratios) ** (1 / len(ratios)) <= 1.2
 
 

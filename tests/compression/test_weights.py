@@ -155,16 +155,9 @@ def test_a_network_computes_with_the_weights_it_was_given(directory: Path) -> No
     assert snr(whole.feature_map, expected.feature_map) < 40  # the difference is there to be seen
 
 
-NO_BRANCHES = pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="operations of head.branches.0 are called head_0_conv, not head_branches_0_conv",
-)
-
-
 @pytest.mark.parametrize(
     ("task", "attention"),
-    [("classification", "split_einsum"), pytest.param("segmentation", "packed", marks=NO_BRANCHES)],
+    [("classification", "split_einsum"), ("segmentation", "packed")],
 )
 def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention: str, tmp_path: Path) -> None:
     model = network(task, attention)
