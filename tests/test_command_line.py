@@ -78,3 +78,13 @@ def test_a_terminal_without_unicode_is_no_error() -> None:
     finished = subprocess.run([sys.executable, "-c", PRINT], capture_output=True, env=environment, check=False)
     assert (finished.returncode, finished.stderr) == (0, b"")
     assert finished.stdout.startswith(b"\\xc4ffchen \\u2026")
+
+
+def test_a_long_stage_has_a_bar_of_its_own_that_a_pipe_does_not_see(capsys: pytest.CaptureFixture[str]) -> None:
+    for stages in (Stages(), Stages(2)):
+        with stages("long"), stages.steps("part", 3) as advance:
+            for _ in range(3):
+                advance()
+        stages.close()
+    assert capsys.readouterr().err == ""
+    assert list(stages.seconds) == ["long"]
