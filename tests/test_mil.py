@@ -196,10 +196,11 @@ def test_outputs_of_features(dtype: str) -> None:
 def test_the_crop_is_cut_inside() -> None:
     made = untrained_program("features", OutputForm(), include_crop=True)
     picture = made.get_spec().description.input[0].type.imageType
-    assert (picture.height, picture.width) == (144, 160)  # 128 with its margin; the width is beyond that already
-    (cut,) = (operation for operation in operations(made) if operation.type == "slice_by_index")
-    assert list(attribute(made, cut, "begin").tensor.ints.values) == [0, 0, 8, 0]
-    assert [d.constant.size for d in cut.outputs[0].type.tensorType.dimensions] == [1, 3, 128, 160]
+    assert (picture.height, picture.width) == (144, 176)
+    rows, columns = (operation for operation in operations(made) if operation.type == "slice_by_index")
+    assert list(attribute(made, rows, "begin").tensor.ints.values) == [0, 0, 8, 0]
+    assert list(attribute(made, columns, "begin").tensor.ints.values) == [0, 0, 0, 8]
+    assert [d.constant.size for d in columns.outputs[0].type.tensorType.dimensions] == [1, 3, 128, 160]
 
 
 def test_functions_share_their_weights(tmp_path: Path) -> None:

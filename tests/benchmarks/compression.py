@@ -96,7 +96,7 @@ def main() -> None:
                 with nullcontext() if calibrates else tests_only:
                     made = convert(values.weights, **base, **options, images=values.images)
                 print(line(name + how, made, time.perf_counter() - start), flush=True)
-        for size in values.sizes.split(","):
+        for size in filter(None, values.sizes.split(",")):
             for name, encoding, shifts in ROWS:
                 start = time.perf_counter()
                 with steps(encoding, shifts):
