@@ -197,7 +197,7 @@ def convert(
                 computes = models if plan is None else folded  # batch norm folded or not
                 fidelity = _verified(staged, computes, record, tested)
                 if scheme is not None:
-                    quality = _quality(staged, models, record, tested, scheme)
+                    quality = _verified(staged, models, record, tested, *_quality_gates(scheme))
         if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
             path, force = failed_path(path), True  # nobody keeps what failed the last time
             check_free(path, force)
@@ -258,7 +258,7 @@ def _planned(
         tried = staged.with_name("tried.mlpackage")
         made = dataclasses.replace(record, compression=plan.summary())
         _saved(_programs({function: apply_plan(plan, folded[function])}, plan, made, class_names, target), made, tried)
-        (quality,) = _quality(tried, models, made, tested, scheme).values()
+        (quality,) = _verified(tried, models, made, tested, *_quality_gates(scheme)).values()
         size = size_of(tried)
         shutil.rmtree(tried)
         return size, quality.worst.snr, quality.agreement
@@ -323,41 +323,25 @@ def _saved(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> An
     return program
 
 
+def _quality_gates(scheme: Format | Budget) -> tuple[float, float]:
+    """The dB and the agreement a compressed package needs against the model as it was: what a budget asks for."""
+    snr, agreement = (scheme.min_snr, scheme.min_agreement) if isinstance(scheme, Budget) else (None, None)
+    return -math.inf if snr is None else snr, agreement or 0.0
+
+
 def _verified(
-    package: Path, models: Mapping[str, "Model"], record: PackageRecord, pictures: Sequence[Path]
-) -> dict[str, "Fidelity"]:
-    """Each function of the saved package against the model it was made of."""
-    from mobilevit_coreml.verification import verify
-
-    return {
-        name: verify(package, models[name], record, pixels, _prepared(pixels, pictures), name)
-        for name, pixels in record.by_function().items()
-    }
-
-
-def _quality(
     package: Path,
     models: Mapping[str, "Model"],
     record: PackageRecord,
     pictures: Sequence[Path],
-    scheme: Format | Budget,
+    gate: float | None = None,
+    agreement_gate: float | None = None,
 ) -> dict[str, "Fidelity"]:
-    """Each function of a compressed package against the model as it was; what a budget asks for is the gate."""
+    """Each function of the saved package against a model; gates as in `verify`."""
     from mobilevit_coreml.verification import verify
 
-    gate = scheme.min_snr if isinstance(scheme, Budget) else None
-    agreement_gate = scheme.min_agreement if isinstance(scheme, Budget) else None
     return {
-        name: verify(
-            package,
-            models[name],
-            record,
-            pixels,
-            _prepared(pixels, pictures),
-            name,
-            -math.inf if gate is None else gate,
-            agreement_gate or 0.0,
-        )
+        name: verify(package, models[name], record, pixels, _prepared(pixels, pictures), name, gate, agreement_gate)
         for name, pixels in record.by_function().items()
     }
 

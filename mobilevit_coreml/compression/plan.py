@@ -82,16 +82,13 @@ def uniform_plan(scheme: Format, model: Model, views: Tensor | None, pictures: i
     layers, left = layers_of(model)
     _check_groups(scheme, layers)
     statistics = _calibrated(model, layers, views, steps) if views is not None else {}
-    encoded = {}
+    encoded, stored = {}, []
     with steps("encode", len(layers)) as advance:
         for path, layer in layers.items():
-            encoded[path] = _encoded(layer.weight.detach(), scheme, statistics.get(path))
+            encoded[path], noise = _encoded(layer.weight.detach(), scheme, statistics.get(path))
+            stored.append(_stored(path, layer, scheme, noise))
             advance()
-    stored = tuple(
-        _stored(path, layer, scheme, _noise(encoded[path], layer.weight.detach(), statistics.get(path)))
-        for path, layer in layers.items()
-    )
-    return Plan(str(scheme), pictures, encoded, _bias_shifts(layers, encoded, statistics), stored, left)
+    return Plan(str(scheme), pictures, encoded, _bias_shifts(layers, encoded, statistics), tuple(stored), left)
 
 
 def budget_plan(
@@ -160,26 +157,25 @@ def _check_groups(scheme: Format, layers: Mapping[str, Layer]) -> None:
         )
 
 
-def _encoded(weight: Tensor, form: Format, statistics: Statistics | None) -> Encoded:
-    """A weight in a format: with statistics the better of the tables they suggest, by the noise at the output."""
+def _encoded(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
+    """A weight in a format and its noise: with statistics the best of the tables they suggest, by that."""
     if statistics is None:
-        return encode(weight, form, torch.ones_like(weight), None)
+        return encode(weight, form, torch.ones_like(weight), None), None
     options = [
         encode(weight, form, importance, statistics.moments) for importance in _importances(weight, form, statistics)
     ]
-    return min(options, key=lambda option: statistics.noise(torch.from_numpy(option.decode()) - weight))
+    noises = [statistics.noise(torch.from_numpy(option.decode()) - weight) for option in options]
+    best = min(range(len(options)), key=noises.__getitem__)
+    return options[best], noises[best]
 
 
 def _candidate(weight: Tensor, form: Format, statistics: Statistics) -> Candidate:
     size = form.stored_bytes(tuple(weight.shape))
     if form == FP16:
         return Candidate(form, size, statistics.noise(weight.half().float() - weight), None)
-    encoded = _encoded(weight, form, statistics)
-    return Candidate(form, size, statistics.noise(torch.from_numpy(encoded.decode()) - weight), encoded)
-
-
-def _noise(encoded: Encoded, weight: Tensor, statistics: Statistics | None) -> float | None:
-    return None if statistics is None else statistics.noise(torch.from_numpy(encoded.decode()) - weight)
+    encoded, noise = _encoded(weight, form, statistics)
+    assert noise is not None
+    return Candidate(form, size, noise, encoded)
 
 
 def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequence[Tensor]:

@@ -26,22 +26,29 @@ from mobilevit_coreml.compression.rounding import encode
 from mobilevit_coreml.conversion import Conversion, convert, split
 
 
-def nearest(weight: Tensor, form: Format, statistics: Statistics | None) -> Encoded:
+def nearest(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
     """Plain tables and scales, each weight rounded on its own."""
-    return encode(weight, form, torch.ones_like(weight), None)
+    return with_noise(encode(weight, form, torch.ones_like(weight), None), weight, statistics)
 
 
-def nearest_with_tables(weight: Tensor, form: Format, statistics: Statistics | None) -> Encoded:
+def nearest_with_tables(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
     """The better of the tables the calibration suggests, each weight rounded on its own."""
     assert statistics is not None
     options = [encode(weight, form, importance, None) for importance in plan._importances(weight, form, statistics)]
-    return min(options, key=lambda option: statistics.noise(torch.from_numpy(option.decode()) - weight))
+    pairs = [with_noise(option, weight, statistics) for option in options]
+    return min(pairs, key=lambda pair: pair[1] or 0.0)
 
 
-def compensated(weight: Tensor, form: Format, statistics: Statistics | None) -> Encoded:
+def compensated(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
     """Plain tables, rounding that makes up for its errors."""
     assert statistics is not None
-    return encode(weight, form, torch.ones_like(weight), statistics.moments)
+    return with_noise(encode(weight, form, torch.ones_like(weight), statistics.moments), weight, statistics)
+
+
+def with_noise(encoded: Encoded, weight: Tensor, statistics: Statistics | None) -> tuple[Encoded, float | None]:
+    """A weight and its noise at the output, where that can be told."""
+    assert statistics is not None  # a search has them
+    return encoded, statistics.noise(torch.from_numpy(encoded.decode()) - weight)
 
 
 @contextmanager
