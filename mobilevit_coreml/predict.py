@@ -4,7 +4,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
         record = read_record(values.package)
-        check_photographs(values.package, values.images, values.function)
+        check_photographs(record, values.images, values.function)
         answer = {CLASSIFICATION: _classify, SEGMENTATION: _segment, FEATURES: _extract}[record.task]
         answers = answer(values, stages)
         stages.close()
@@ -91,11 +91,8 @@ def _classify(values: argparse.Namespace, stages: Stages) -> Any:
     """Print the classes; for JSON a list of objects with `image` and its `classes`: `label` and `probability`."""
     if values.output is not None:
         raise OutputError(f"output {values.output}: expected none of a classifier, which writes no files; leave it out")
-    predictions = classify(values.package, values.images, values.backend, values.function)
     answers = []
-    for path in values.images:
-        with stages("predict"):
-            probabilities = next(predictions)
+    for path, probabilities in _asked(classify, values, stages):
         classes = list(probabilities.items())[: values.top]
         _say(values, str(path), *(f"  {probability:7.2%}  {label}" for label, probability in classes))
         entries = [{"label": label, "probability": probability} for label, probability in classes]
@@ -117,20 +114,17 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
         check_file_free(file, values.force)
         if file.resolve() in {path.resolve() for path in files}:
             raise OutputError(f"output {file}: expected another file than the pictures to read, got one; move it away")
-    predictions = segment(values.package, values.images, values.backend, values.function)
     answers = []
-    for path in values.images:
-        with stages("predict"):
-            found = next(predictions)
-            colors = list(found.colors.values())
-            pictures = (
-                colored(found.class_map, colors),
-                overlay(found.photograph, found.class_map, colors),
-                legend(found.shares, found.colors),
-            )
-            for file, picture in zip(files[path], pictures, strict=True):
-                with whole_file(file) as opened:
-                    picture.save(opened, "PNG")
+    for path, found in _asked(segment, values, stages):
+        colors = list(found.colors.values())
+        pictures = (
+            colored(found.class_map, colors),
+            overlay(found.photograph, found.class_map, colors),
+            legend(found.shares, found.colors),
+        )
+        for file, picture in zip(files[path], pictures, strict=True):
+            with whole_file(file) as opened:
+                picture.save(opened, "PNG")
         lines = [f"  {share:7.2%}  {label}" for label, share in found.shares.items()]
         _say(values, str(path), *lines, *(f"  -> {file}" for file in files[path]))
         shares = [{"label": label, "share": share} for label, share in found.shares.items()]
@@ -146,11 +140,8 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
         if values.output.suffix.lower() != ".npz":
             raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
         check_file_free(values.output, values.force)
-    predictions = extract_features(values.package, values.images, values.backend, values.function)
     vectors, saved = [], []
-    for path in values.images:
-        with stages("predict"):
-            features = next(predictions)
+    for path, features in _asked(extract_features, values, stages):
         vectors.append(features[POOLED][0])
         if values.output is not None:
             saved.append(features)
@@ -172,6 +163,15 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
         {"image": str(path), POOLED: vector.tolist()} for path, vector in zip(values.images, vectors, strict=True)
     ]
     return {"images": entries, "cosine": cosines.tolist()}
+
+
+def _asked(ask: Callable[..., Iterator[Any]], values: argparse.Namespace, stages: Stages) -> Iterator[tuple[Path, Any]]:
+    """Each photograph with what the package says of it, as a stage of the command."""
+    predictions = ask(values.package, values.images, values.backend, values.function)
+    for path in values.images:
+        with stages("predict"):
+            prediction = next(predictions)
+        yield path, prediction
 
 
 def _say(values: argparse.Namespace, *lines: str) -> None:

@@ -123,12 +123,12 @@ def _outputs(
         yield record, photograph, run_package({IMAGE: contract.prepare(photograph)})
 
 
-def check_photographs(package: Path, images: Sequence[Path], function: str | None = None) -> None:
+def check_photographs(record: PackageRecord, images: Sequence[Path], function: str | None = None) -> None:
     """Raise InputError for the first photograph that could not be asked about, before any is."""
     from mobilevit_coreml.images import read_image
     from mobilevit_coreml.preprocessing import upright_rgb
 
-    contract = _contract(read_record(package), function)
+    contract = _contract(record, function)
     for path in images:
         try:
             contract.covered(upright_rgb(read_image(path)).size)

@@ -172,7 +172,6 @@ def adapted(
         preprocessing = dataclasses.replace(preprocessing, channel_order=channel_order)
     if include_crop:
         preprocessing = dataclasses.replace(preprocessing, include_crop=True)
-    check_memory(config)
     if config.num_channels != 3:
         raise ConversionError(
             f"num_channels: expected 3, as an image input has, got {config.num_channels}; retrain on colour images"
@@ -193,6 +192,10 @@ def check_report(report: Path | None, scheme: Format | Budget | None, verify: bo
     if scheme is None or not verify:
         raise ConversionError("report: expected a compression that is verified, got none; leave it out")
     check_file_free(report, force)
+    if report.suffix != ".json":
+        from mobilevit_coreml.compression.report import check_drawable
+
+        check_drawable()  # now, not after minutes of compression
 
 
 def check_memory(config: "MobileViTConfig") -> None:
@@ -221,7 +224,7 @@ def record_of(
     functions = {_function_name(size): size for size in sizes}
     if len(functions) < len(sizes):
         raise ConversionError("image size: expected each size once, got one twice; leave the second out")
-    for size in sizes:
+    for size in sizes or [checkpoint.config.image_hw]:
         check_memory(sized(checkpoint, size).config)
     if sizes:
         checkpoint = sized(checkpoint, sizes[0])

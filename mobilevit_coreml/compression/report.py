@@ -1,6 +1,7 @@
 """What a compression chose and what it cost, as JSON, as a page, or as a picture."""
 
 import html
+import importlib.util
 import io
 import json
 import math
@@ -25,6 +26,14 @@ def write_report(path: Path, package: Path, size: int, plan: Plan, quality: Fide
     writers = {".json": _write_json, ".html": _write_html, ".png": _write_png}
     with whole_file(path) as file:
         writers[path.suffix](file, values)
+
+
+def check_drawable() -> None:
+    """Raise OutputError where there is nothing to draw with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OutputError(
+            "report: expected matplotlib to draw with, got none installed; pip install matplotlib, or ask for .json"
+        )
 
 
 def report_values(package: Path, size: int, plan: Plan, quality: Fidelity) -> dict[str, Any]:
@@ -103,14 +112,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _draw(file: IO[bytes], values: dict[str, Any], kind: str) -> None:
     """Size against quality of all packages that were built, the one that was kept marked."""
-    try:
-        from matplotlib import rcParams
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError(
-            "report: expected matplotlib to draw with, got none installed; pip install matplotlib, or ask for .json"
-        ) from None
+    check_drawable()
+    from matplotlib import rcParams
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     rcParams["svg.hashsalt"] = "mobilevit_coreml"  # the same picture each time
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
