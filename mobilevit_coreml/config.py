@@ -11,6 +11,7 @@ from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeh
 TASKS = CLASSIFICATION, SEGMENTATION, FEATURES = ("classification", "segmentation", "features")
 ACTIVATIONS = ("silu", "swish", "relu", "relu6", "gelu", "leaky_relu", "hardswish")
 ATTENTION_FORMS = ("split_einsum", "packed")  # chosen at conversion; they compute the same
+UNFOLD_FORMS = ("space_to_batch", "pixel_shuffle")  # likewise
 NECK_SIZES = 7  # stem, five stages, final expansion
 TRANSFORMER_STAGES = 3  # stages 3, 4 and 5
 MIN_IMAGE_SIDE = 32  # pixels; the network halves an image five times

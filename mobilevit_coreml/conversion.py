@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mobilevit_coreml.command_line import Stages
 from mobilevit_coreml.compression.budget import Budget
 from mobilevit_coreml.compression.formats import Format
-from mobilevit_coreml.config import ATTENTION_FORMS, TASKS, VARIANTS
+from mobilevit_coreml.config import ATTENTION_FORMS, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
 from mobilevit_coreml.interface import OutputForm
 from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.package import (
@@ -91,6 +91,7 @@ def convert(
     task: str | None = None,
     precision: str = "fp16",
     attention: str = "split_einsum",
+    unfold: str = "space_to_batch",
     target: str | None = None,
     image_sizes: Sequence[Size] = (),
     include_crop: bool = False,
@@ -140,6 +141,7 @@ def convert(
         ("task", task, TASKS),
         ("precision", precision, PRECISIONS),
         ("attention", attention, ATTENTION_FORMS),
+        ("unfold", unfold, UNFOLD_FORMS),
         ("target", target, TARGETS),
         ("channel order", channel_order, CHANNEL_ORDERS),
     ):
@@ -148,7 +150,7 @@ def convert(
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     form = OutputForm(**asked)
     scheme = scheme_of(palettize, group_size, quantize, prune, max_size, min_snr, min_agreement)
-    target = target_for(target, form, len(image_sizes) > 1, scheme)
+    target = target_for(target, form, len(image_sizes) > 1, scheme, unfold)
     names = None if labels is None else read_labels(labels)
     pictures: Sequence[Path] = () if images is None else _pictures(images)
     check_output(output)
@@ -164,7 +166,7 @@ def convert(
         if hidden_states:  # without the expansion the feature map is the fifth
             form = dataclasses.replace(form, hidden_states=5 if checkpoint.expand else 4)
         checkpoint = adapted(checkpoint, names, channel_order, include_crop)
-        record, class_names = record_of(checkpoint, attention, precision, form, image_sizes)
+        record, class_names = record_of(checkpoint, attention, unfold, precision, form, image_sizes)
         name = package_name(record.task, record.variant, precision, "" if scheme is None else str(scheme))
         path = package_path(output, name, untrained=record.weights.untrained)
         check_free(path, force)
@@ -174,7 +176,9 @@ def convert(
         with stages("model"):
             from mobilevit_coreml.model import fold_for_inference
 
-            models = {name: sized(checkpoint, pixels.crop).model(attention) for name, pixels in contracts.items()}
+            models = {
+                name: sized(checkpoint, pixels.crop).model(attention, unfold) for name, pixels in contracts.items()
+            }
             folded = {name: fold_for_inference(model) for name, model in models.items()}
         plan: Plan | None = None
         tested = pictures
@@ -197,7 +201,7 @@ def convert(
                 computes = models if plan is None else folded  # batch norm folded or not
                 fidelity = _verified(staged, computes, record, tested)
                 if scheme is not None:
-                    quality = _verified(staged, models, record, tested, *_quality_gates(scheme))
+                    quality = _verified(staged, models, record, tested, _quality_gates(scheme, record.task))
         if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
             path, force = failed_path(path), True  # nobody keeps what failed the last time
             check_free(path, force)
@@ -258,7 +262,7 @@ def _planned(
         tried = staged.with_name("tried.mlpackage")
         made = dataclasses.replace(record, compression=plan.summary())
         _saved(_programs({function: apply_plan(plan, folded[function])}, plan, made, class_names, target), made, tried)
-        (quality,) = _verified(tried, models, made, tested, *_quality_gates(scheme)).values()
+        (quality,) = _verified(tried, models, made, tested, _quality_gates(scheme, record.task)).values()
         size = size_of(tried)
         shutil.rmtree(tried)
         return size, quality.worst.snr, quality.agreement
@@ -323,10 +327,13 @@ def _saved(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> An
     return program
 
 
-def _quality_gates(scheme: Format | Budget) -> tuple[float, float]:
-    """The dB and the agreement a compressed package needs against the model as it was: what a budget asks for."""
-    snr, agreement = (scheme.min_snr, scheme.min_agreement) if isinstance(scheme, Budget) else (None, None)
-    return -math.inf if snr is None else snr, agreement or 0.0
+def _quality_gates(scheme: Format | Budget, task: str) -> dict[str, float]:
+    """What a compressed package has to keep of the model as it was: what a budget asks for."""
+    if not isinstance(scheme, Budget):
+        return {}
+    agreement = "pixels" if task == SEGMENTATION else "top1"
+    asked = {"snr": scheme.min_snr, agreement: scheme.min_agreement}
+    return {name: gate for name, gate in asked.items() if gate is not None}
 
 
 def _verified(
@@ -334,14 +341,13 @@ def _verified(
     models: Mapping[str, "Model"],
     record: PackageRecord,
     pictures: Sequence[Path],
-    gate: float | None = None,
-    agreement_gate: float | None = None,
+    gates: Mapping[str, float] | None = None,
 ) -> dict[str, "Fidelity"]:
     """Each function of the saved package against a model; gates as in `verify`."""
     from mobilevit_coreml.verification import verify
 
     return {
-        name: verify(package, models[name], record, pixels, _prepared(pixels, pictures), name, gate, agreement_gate)
+        name: verify(package, models[name], record, pixels, _prepared(pixels, pictures), name, gates)
         for name, pixels in record.by_function().items()
     }
 

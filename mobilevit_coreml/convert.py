@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, VARIANTS
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
 from mobilevit_coreml.conversion import STAGES, Conversion, convert
 from mobilevit_coreml.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
 from mobilevit_coreml.package import MEGABYTE, SUFFIX
@@ -59,6 +59,12 @@ def parser() -> Parser:
         default="split_einsum",
         metavar="FORM",
         help="split_einsum: the form Apple documents for the Neural Engine (default); packed: fewest operations",
+    )
+    parser.add_argument(
+        "--unfold",
+        default="space_to_batch",
+        metavar="FORM",
+        help="how maps are cut into patches, space_to_batch (default) or pixel_shuffle; they compute the same",
     )
     parser.add_argument(
         "--target",
@@ -201,7 +207,7 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
     rows = [
         ("size", [f"{conversion.bytes / MEGABYTE:.2f} MB"]),
         ("operations", [f"{conversion.operations}"]),
-        ("made for", [f"{conversion.target}, {record.precision}, {record.attention} attention"]),
+        ("made for", [_forms(conversion)]),
         ("input", [f"{IMAGE}, {pictures} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
         ("functions", [", ".join(contracts)] if record.sizes else []),
         ("outputs", [_outputs(conversion)]),
@@ -231,6 +237,12 @@ def _wrapped(text: str) -> list[str]:
 
 def _size(height: int, width: int) -> str:
     return f"{width}x{height}" if height == width else f"{width} wide by {height} high"
+
+
+def _forms(conversion: Conversion) -> str:
+    record = conversion.record
+    unfold = "" if record.unfold == UNFOLD_FORMS[0] else f", {record.unfold} unfold"
+    return f"{conversion.target}, {record.precision}, {record.attention} attention{unfold}"
 
 
 def _outputs(conversion: Conversion) -> str:

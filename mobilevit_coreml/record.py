@@ -30,6 +30,7 @@ class PackageRecord:
     variant: str
     task: str
     attention: str
+    unfold: str
     precision: str
     weights: WeightsSource
     preprocessing: Preprocessing
@@ -76,7 +77,7 @@ class PackageRecord:
         )
 
 
-_TEXT_FIELDS = ("version", "variant", "task", "attention", "precision")
+_TEXT_FIELDS = ("version", "variant", "task", "attention", "unfold", "precision")
 _JSON_FIELDS = (
     "weights",
     "preprocessing",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 FIRST_WITH_FLOAT16_OUTPUTS = "iOS16"
 FIRST_WITH_COMPRESSION = "iOS16"
+FIRST_WITH_PIXEL_UNSHUFFLE = "iOS16"
 FIRST_WITH_FUNCTIONS = "iOS18"
 MAX_PACKAGE = 10**9  # bytes
 MAX_ATTENTION = 5 * 10**9  # bytes of one layer's scores in single precision
@@ -39,11 +40,13 @@ def check_choice(name: str, value: str | None, choices: Collection[str]) -> None
         raise ConversionError(f"{name}: expected one of {', '.join(choices)}, got {value!r}; choose one of these")
 
 
-def target_for(target: str | None, form: OutputForm, several: bool, scheme: Format | Budget | None) -> str:
+def target_for(target: str | None, form: OutputForm, several: bool, scheme: Format | Budget | None, unfold: str) -> str:
     """The deployment target: the one asked for, if it can do what else is, or the least that can."""
     needs = {"several image sizes in one package": FIRST_WITH_FUNCTIONS} if several else {}
     if form.dtype == "float16":
         needs["float16 outputs"] = FIRST_WITH_FLOAT16_OUTPUTS
+    if unfold == "pixel_shuffle":
+        needs["the unfold form pixel_shuffle"] = FIRST_WITH_PIXEL_UNSHUFFLE
     if isinstance(scheme, Format):
         needs[f"weights in {scheme}"] = scheme.target
     elif scheme is not None:
@@ -218,7 +221,7 @@ def sized(checkpoint: "Checkpoint", size: Size) -> "Checkpoint":
 
 
 def record_of(
-    checkpoint: "Checkpoint", attention: str, precision: str, form: OutputForm, sizes: Sequence[Size]
+    checkpoint: "Checkpoint", attention: str, unfold: str, precision: str, form: OutputForm, sizes: Sequence[Size]
 ) -> tuple[PackageRecord, tuple[str, ...]]:
     """What the package will say of itself, and the class names, made unique."""
     functions = {_function_name(size): size for size in sizes}
@@ -238,6 +241,7 @@ def record_of(
         variant=checkpoint.variant,
         task=checkpoint.task,
         attention=attention,
+        unfold=unfold,
         precision=precision,
         weights=checkpoint.source,
         preprocessing=checkpoint.preprocessing.with_crop(sizes[0]) if sizes else checkpoint.preprocessing,

@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,7 +22,15 @@ from mobilevit_coreml.interface import (
     OutputForm,
     output_names,
 )
-from mobilevit_coreml.metrics import MaskFidelity, MaskMeter, RankingFidelity, RankingMeter, SignalFidelity, SignalMeter
+from mobilevit_coreml.metrics import (
+    LEAST_PROBABILITY,
+    MaskFidelity,
+    MaskMeter,
+    RankingFidelity,
+    RankingMeter,
+    SignalFidelity,
+    SignalMeter,
+)
 from mobilevit_coreml.mil.deployed import output_of_logits
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.preprocessing import Preprocessing
@@ -31,9 +38,49 @@ from mobilevit_coreml.record import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
 
 CLASSIFIER, HEAD = "classifier", "head_classifier"  # the logits: operations are named after their modules
+LOG_PROBABILITIES = "log-probabilities"  # a classifier's logits as far as its probabilities tell
+LEAST_SIGNIFICANT = 16 * LEAST_PROBABILITY  # a probability below it has less than four bits left in fp16
 GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of what the network itself puts out, by the package's precision
 # Share of a mask's pixels. Where two classes come close rounding decides, and an untrained network is nowhere sure.
 MASK_GATES = {"fp16": 0.97, "fp32": 0.999}
+
+
+class Bound(NamedTuple):
+    """What a gate on a figure means."""
+
+    at_least: bool  # or at most
+    unit: str  # dB, share, nats, …
+    what: str
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "snr": Bound(True, "dB", "SNR of the worst signal, all pictures together"),
+    "worst-snr": Bound(True, "dB", "SNR of the worst signal on the worst picture"),
+    "cosine": Bound(True, "", "cosine of the worst signal"),
+    "top1": Bound(True, "share", "pictures with the same first class"),
+    "top5": Bound(True, "share", "pictures with the same set of first five classes"),
+    "kl": Bound(False, "nats", "divergence of the probabilities, mean of the pictures"),
+    "probability": Bound(False, "", "largest difference of a probability"),
+    "pixels": Bound(True, "share", "pixels with the same class"),
+    "miou": Bound(True, "", "mean IoU of the two sides' masks"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GateResult:
+    """A figure against its gate; `figure` is None where it was not measured."""
+
+    name: str
+    gate: float
+    figure: float | None
+    bound: Bound
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the gate is reached, which what is no number does not; None where nothing was measured."""
+        if self.figure is None:
+            return None
+        return self.figure >= self.gate if self.bound.at_least else self.figure <= self.gate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +89,11 @@ class Fidelity:
 
     `signals` are of a classifier's or segmenter's logits and of whatever real numbers are put out as
     arrays, by name; `ranking` is of a classifier's probabilities, `masks` of a segmenter's classes.
+    `gates` bound figures, by their names in BOUNDS.
     """
 
     images: int
-    gate: float  # dB, of every signal
-    agreement_gate: float  # share of the pictures with the same first class, of a mask's pixels with the same class
+    gates: Mapping[str, float]
     signals: Mapping[str, SignalFidelity]
     ranking: RankingFidelity | None = None
     masks: MaskFidelity | None = None
@@ -64,10 +111,38 @@ class Fidelity:
         return None if self.masks is None else self.masks.pixel_agreement
 
     @property
+    def figures(self) -> dict[str, float]:
+        """What was measured, by the names in BOUNDS."""
+        found: dict[str, float] = {}
+        if self.signals:
+            worst_picture = min((signal.worst_snr for signal in self.signals.values()), key=_no_number_first)
+            cosine = min((signal.cosine for signal in self.signals.values()), key=_no_number_first)
+            found |= {"snr": self.worst.snr, "worst-snr": worst_picture, "cosine": cosine}
+        if self.ranking is not None:
+            found |= {"top1": self.ranking.top1_agreement, "top5": self.ranking.top5_agreement}
+            found |= {"kl": self.ranking.kl, "probability": self.ranking.max_abs_difference}
+        if self.masks is not None:
+            found |= {"pixels": self.masks.pixel_agreement, "miou": self.masks.mean_iou}
+        return found
+
+    @property
+    def results(self) -> tuple[GateResult, ...]:
+        """Each gate with its figure."""
+        figures = self.figures
+        return tuple(GateResult(name, gate, figures.get(name), BOUNDS[name]) for name, gate in self.gates.items())
+
+    @property
     def passed(self) -> bool:
-        """Whether everything reaches its gate; what is not a number does not."""
-        agrees = self.agreement is None or self.agreement >= self.agreement_gate
-        return agrees and self.worst.snr >= self.gate
+        """Whether everything reaches its gate."""
+        return all(result.passed for result in self.results)
+
+
+def default_gates(record: PackageRecord) -> dict[str, float]:
+    """What a package has to reach to compute what its weights say, as far as its precision allows."""
+    gates = {"snr": GATES[record.precision]}
+    if record.task == SEGMENTATION:
+        gates["pixels"] = MASK_GATES[record.precision]
+    return gates
 
 
 @torch.inference_mode()
@@ -78,97 +153,156 @@ def verify(
     preprocessing: Preprocessing,
     images: Iterable[Image.Image],
     function_name: str | None = None,
-    gate: float | None = None,
-    agreement_gate: float | None = None,
+    gates: Mapping[str, float] | None = None,
 ) -> Fidelity:
     """Run a function of a saved package, and a model, on RGB pictures of preprocessing.input_size.
 
-    Without gates of its own the package has to compute what the model does, as far as its precision allows.
+    Without gates of its own the package has to reach `default_gates`.
     """
-    if gate is None:
-        gate = GATES[record.precision]
-    if agreement_gate is None:
-        agreement_gate = MASK_GATES[record.precision] if record.task == SEGMENTATION else 0.0
     evaluator = ReferenceEvaluator(package, record.precision, function_name)
-    compare = {CLASSIFICATION: _compare_classifier, SEGMENTATION: _compare_segmenter, FEATURES: _compare_features}
-    meters = _Meters(defaultdict(SignalMeter), RankingMeter(), MaskMeter(model.config.num_labels))
-    count = 0
+    captured = network_outputs(record)
+    meters = Meters()
     for image in images:
-        pixels = torch.from_numpy(preprocessing.pixels(image))
-        compare[record.task](evaluator, model, record.outputs, image, pixels, meters)
-        count += 1
-    return Fidelity(
-        count,
-        gate,
-        agreement_gate,
-        {name: meter.result() for name, meter in meters.signals.items()},
-        meters.ranking.result() if record.task == CLASSIFICATION else None,
-        meters.masks.result() if record.task == SEGMENTATION else None,
-    )
+        result = model(torch.from_numpy(preprocessing.pixels(image)))
+        outputs = evaluator.run({IMAGE: image}, capture=captured)
+        meters.merge(compare(record, model, result, outputs))
+    return meters.fidelity(default_gates(record) if gates is None else gates)
 
 
-class _Meters(NamedTuple):
-    signals: dict[str, SignalMeter]
-    ranking: RankingMeter
-    masks: MaskMeter
+def network_outputs(record: PackageRecord) -> list[str]:
+    """Operations to capture beside the outputs: what the network itself puts out before it is given a form."""
+    if record.task == CLASSIFICATION:
+        return [CLASSIFIER]
+    if record.task == SEGMENTATION and not _puts_out_logits(record.outputs):
+        return [HEAD]
+    return []
 
 
-def _compare_classifier(
-    evaluator: ReferenceEvaluator, model: Model, _form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
-) -> None:
-    logits = model(pixels).logits
-    outputs = evaluator.run({IMAGE: image}, capture=[CLASSIFIER])
-    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[CLASSIFIER]))
-    meters.ranking.add(logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values())))
+@dataclasses.dataclass
+class Meters:
+    """What has been measured of a number of pictures."""
+
+    images: int = 0
+    signals: dict[str, SignalMeter] = dataclasses.field(default_factory=dict)
+    ranking: RankingMeter | None = None
+    masks: MaskMeter | None = None
+
+    def merge(self, other: "Meters") -> None:
+        """Count other pictures, too."""
+        self.images += other.images
+        for name, meter in other.signals.items():
+            self.signals.setdefault(name, SignalMeter()).merge(meter)
+        if other.ranking is not None:
+            self.ranking = self.ranking or RankingMeter()
+            self.ranking.merge(other.ranking)
+        if other.masks is not None:
+            self.masks = self.masks or MaskMeter(other.masks.classes)
+            self.masks.merge(other.masks)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From what `dataclasses.asdict` makes of one."""
+        ranking, masks = values["ranking"], values["masks"]
+        return cls(
+            values["images"],
+            {name: SignalMeter(**meter) for name, meter in values["signals"].items()},
+            None if ranking is None else RankingMeter(**ranking),
+            None if masks is None else MaskMeter(**masks),
+        )
+
+    def fidelity(self, gates: Mapping[str, float]) -> Fidelity:
+        """The figures so far."""
+        return Fidelity(
+            self.images,
+            gates,
+            {name: meter.result() for name, meter in self.signals.items()},
+            None if self.ranking is None else self.ranking.result(),
+            None if self.masks is None else self.masks.result(),
+        )
 
 
-def _compare_segmenter(
-    evaluator: ReferenceEvaluator, model: Model, form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
-) -> None:
-    logits = model(pixels).logits
+def compare(record: PackageRecord, model: Model, result: Any, outputs: Mapping[str, Any]) -> Meters:
+    """One picture's result of the model against a package's outputs, with `network_outputs` where they could be had.
+
+    A classifier's probabilities have to be in the order of its classes.
+    """
+    meters = Meters(1)
+    if record.task == CLASSIFICATION:
+        _compare_classes(meters, result.logits, outputs)
+    elif record.task == SEGMENTATION:
+        _compare_masks(meters, model, record.outputs, result.logits, outputs)
+    else:
+        values = (result.pooled, result.feature_map, *result.hidden_states)
+        names = output_names(FEATURES, record.outputs)
+        for name, value in zip(names, values, strict=False):  # the stages may be left out
+            _signal(meters, name, value, torch.from_numpy(outputs[name]))
+    return meters
+
+
+def _compare_classes(meters: Meters, logits: Tensor, outputs: Mapping[str, Any]) -> None:
+    expected, got = logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
+    if CLASSIFIER in outputs:
+        _signal(meters, LOGITS, logits, torch.from_numpy(outputs[CLASSIFIER]))
+    else:
+        _signal(meters, LOG_PROBABILITIES, _centred_logarithms(expected), _centred_logarithms(got))
+    meters.ranking = RankingMeter()
+    meters.ranking.add(expected, got)
+
+
+def _centred_logarithms(probabilities: Tensor) -> Tensor:
+    """Logits but for a constant, and for classes so improbable that fp16 hardly knows them."""
+    logarithms = probabilities.double().clamp(min=LEAST_SIGNIFICANT).log()
+    return logarithms - logarithms.mean()
+
+
+def _compare_masks(meters: Meters, model: Model, form: OutputForm, logits: Tensor, outputs: Mapping[str, Any]) -> None:
     (name,) = output_names(SEGMENTATION, form)
-    own = name if (form.type, form.size) == (LOGITS, NETWORK) else HEAD  # where the network's logits are to be had
-    outputs = evaluator.run({IMAGE: image}, capture=[own])
-    meters.signals[LOGITS].add(logits, torch.from_numpy(outputs[own]))
+    if _puts_out_logits(form):
+        _signal(meters, LOGITS, logits, torch.from_numpy(outputs[name]))
+    elif HEAD in outputs:
+        _signal(meters, LOGITS, logits, torch.from_numpy(outputs[HEAD]))
     expected, output = output_of_logits(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
     if form.type not in (LABELS, MASK):
-        if own != name:
-            meters.signals["output"].add(expected, output)
+        if not _puts_out_logits(form):
+            _signal(meters, "output", expected, output)
         expected, output = expected.argmax(1), output.argmax(1)
+    meters.masks = MaskMeter(model.config.num_labels)
     meters.masks.add(expected, output)
 
 
-def _compare_features(
-    evaluator: ReferenceEvaluator, model: Model, form: OutputForm, image: Image.Image, pixels: Tensor, meters: _Meters
-) -> None:
-    result = model(pixels)
-    outputs = evaluator.run({IMAGE: image})
-    values = (result.pooled, result.feature_map, *result.hidden_states)
-    for name, value in zip(output_names(FEATURES, form), values, strict=False):  # the stages may be left out
-        meters.signals[name].add(value, torch.from_numpy(outputs[name]))
+def _puts_out_logits(form: OutputForm) -> bool:
+    return (form.type, form.size) == (LOGITS, NETWORK)
+
+
+def _signal(meters: Meters, name: str, reference: Tensor, output: Tensor) -> None:
+    meters.signals[name] = SignalMeter()
+    meters.signals[name].add(reference, output)
 
 
 def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
     """A verification in short lines, the worst signal first; without a gate there is no verdict."""
     f = fidelity
     (name, worst), *others = sorted(f.signals.items(), key=lambda entry: _rank(entry[1]))
-    verdict, gate = ("PASS, " if f.passed else "FAIL, "), f" (gate {f.gate:g} dB)"
-    if math.isinf(f.gate):
-        verdict = gate = ""
+    verdict = ("PASS, " if f.passed else "FAIL, ") if f.gates else ""
+    gate = f" (gate {f.gates['snr']:g} dB)" if "snr" in f.gates else ""
     lines = [
-        f"{verdict}{name} {_db(worst.snr)} SNR against {reference}{gate}",
-        f"worst picture {_db(worst.worst_snr)}, cosine {worst.cosine:.6f}",
-        *(f"{other} {_db(s.snr)}, worst picture {_db(s.worst_snr)}, cosine {s.cosine:.6f}" for other, s in others),
+        f"{verdict}{name} {decibels_text(worst.snr)} SNR against {reference}{gate}",
+        f"worst picture {decibels_text(worst.worst_snr)}, cosine {worst.cosine:.6f}",
+        *(
+            f"{other} {decibels_text(s.snr)}, worst picture {decibels_text(s.worst_snr)}, cosine {s.cosine:.6f}"
+            for other, s in others
+        ),
     ]
     if f.ranking is not None:
+        needed = f" (gate {f.gates['top1']:.4g})" if "top1" in f.gates else ""
         lines += [
             f"largest difference of a probability {f.ranking.max_abs_difference:.2g}",
-            f"top-1 equal on {f.ranking.top1_agreement:.0%}, top-5 on {f.ranking.top5_agreement:.0%} "
+            f"top-1 equal on {f.ranking.top1_agreement:.0%}{needed}, top-5 on {f.ranking.top5_agreement:.0%} "
             f"of {f.images} pictures",
             f"smallest top-1 margin {f.ranking.margin:.2g}",
         ]
     elif f.masks is not None:
-        needed = f" (gate {f.agreement_gate:.4g})" if f.agreement_gate else ""
+        needed = f" (gate {f.gates['pixels']:.4g})" if "pixels" in f.gates else ""
         lines += [
             f"pixel agreement {f.masks.pixel_agreement:.2%}{needed}",
             f"mean IoU {f.masks.mean_iou:.3f} over {f.masks.classes} classes, {f.images} pictures",
@@ -179,10 +313,15 @@ def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
 
 
 def _rank(signal: SignalFidelity) -> float:
-    return -math.inf if math.isnan(signal.snr) else signal.snr
+    return _no_number_first(signal.snr)
 
 
-def _db(value: float) -> str:
+def _no_number_first(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def decibels_text(value: float) -> str:
+    """A number of dB for people: to a tenth, and down, lest what is just under a gate look as if it reached it."""
     if not math.isfinite(value):
         return "no finite" if math.isnan(value) else f"{value} dB"
-    return f"{math.floor(value * 10) / 10:.1f} dB"  # down, lest what is just under a gate look as if it reached it
+    return f"{math.floor(value * 10) / 10:.1f} dB"

@@ -171,7 +171,11 @@ def randomize(model: nn.Module, seed: int = 0) -> Any:
 
 
 def ours(
-    peer: nn.Module, image_size: int | tuple[int, int] = 256, attention: str = "split_einsum", **untold: Any
+    peer: nn.Module,
+    image_size: int | tuple[int, int] = 256,
+    attention: str = "split_einsum",
+    unfold: str = "space_to_batch",
+    **untold: Any,
 ) -> Any:
     """This package's model for a peer's task with its weights, through the checkpoint code.
 
@@ -180,7 +184,7 @@ def ours(
     naming, tensors = recognize(peer.state_dict(), NAMINGS, "peer")
     task = trained_for(tensors, naming)
     config = dataclasses.replace(infer_config(tensors, naming, task), image_size=image_size, **untold)
-    model = model_for(task, config, attention, has_expansion(tensors, naming))
+    model = model_for(task, config, attention, unfold, has_expansion(tensors, naming))
     model.load_state_dict(own_state(tensors, naming, config, "peer", task), strict=False)
     return model.eval()
 

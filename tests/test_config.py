@@ -9,6 +9,7 @@ from mobilevit_coreml.config import (
     CLASSIFICATION,
     FEATURES,
     SEGMENTATION,
+    UNFOLD_FORMS,
     VARIANTS,
     MobileViTConfig,
     config_from_hugging_face,
@@ -17,7 +18,7 @@ from mobilevit_coreml.config import (
 )
 from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.labels import imagenet_labels, voc_labels
-from mobilevit_coreml.model import attention, layers
+from mobilevit_coreml.model import attention, block, layers
 
 
 def test_has_every_parameter_of_the_reference() -> None:
@@ -169,4 +170,5 @@ def test_names_the_file_at_fault(values: dict[str, Any], message: str) -> None:
 
 def test_names_here_are_the_ones_the_model_knows() -> None:
     assert tuple(attention.ATTENTION_FORMS) == ATTENTION_FORMS
+    assert tuple(block.UNFOLD_FORMS) == UNFOLD_FORMS
     assert tuple(layers.ACTIVATION_LAYERS) == ACTIVATIONS

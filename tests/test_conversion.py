@@ -16,7 +16,7 @@ from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
 from mobilevit_coreml.images import drawn_images
 from mobilevit_coreml.prediction import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
-from tests.peers import hugging_face_segmenter
+from tests.peers import hugging_face_segmenter, snr
 
 NAMES = ("background", "cat", "dog", "dog", "tree")  # two alike, as in some datasets
 
@@ -80,6 +80,37 @@ def test_its_mask_is_transformers(segmenter: Path, tmp_path: Path) -> None:
     # fp32 throughout; only where two classes are equal to the last digits may they part
     assert (mask == expected.numpy()).mean() > 0.999
     assert len(np.unique(mask)) > 1
+
+
+def test_either_form_of_unfold_computes_the_same(segmenter: Path, tmp_path: Path) -> None:
+    """At a size whose maps are no multiples of the patch from stage 4 on."""
+    kinds = {
+        "space_to_batch": {"space_to_batch", "batch_to_space"},
+        "pixel_shuffle": {"pixel_unshuffle", "pixel_shuffle"},
+    }
+    logits = []
+    for unfold in kinds:
+        made = convert(
+            str(segmenter),
+            unfold=unfold,
+            image_sizes=[(144, 208)],
+            precision="fp32",
+            output_type="logits",
+            attention="packed",
+            output=tmp_path / f"{unfold}.mlpackage",
+        )
+        assert made.passed
+        assert read_record(made.path).unfold == unfold
+        suffix = "" if unfold == "space_to_batch" else ", pixel_shuffle unfold"
+        assert f"made for     iOS16, fp32, packed attention{suffix}\n" in summary(made, {})
+        (block,) = ct.utils.load_spec(str(made.path)).mlProgram.functions["main"].block_specializations.values()
+        others = {kind for form in kinds if form != unfold for kind in kinds[form]}
+        found = {operation.type for operation in block.operations}
+        assert kinds[unfold] <= found
+        assert not others & found
+        outputs = ReferenceEvaluator(made.path, "fp32").run({"image": drawn_images(144, 208, 1)[0]})
+        logits.append(torch.from_numpy(outputs["logits"]))
+    assert snr(*logits) > 100
 
 
 def test_no_preview_of_what_xcode_cannot_show(segmenter: Path, tmp_path: Path) -> None:

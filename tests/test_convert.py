@@ -229,6 +229,14 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
             "target: expected one of iOS15, iOS16, iOS17, iOS18, iOS26, got 'iOS14'",
         ),
         (["--variant", "xs", "--attention", "flash"], "attention: expected one of split_einsum, packed, got 'flash'"),
+        (
+            ["--variant", "xs", "--unfold", "im2col"],
+            "unfold: expected one of space_to_batch, pixel_shuffle, got 'im2col'",
+        ),
+        (
+            ["--variant", "xs", "--unfold", "pixel_shuffle", "--target", "iOS15"],
+            "target: expected iOS16 or later for the unfold form pixel_shuffle, got iOS15; raise it with --target",
+        ),
         (["--variant", "xs", "--channel-order", "GRB"], "channel order: expected one of BGR, RGB, got 'GRB'"),
         (["--variant", "xs", "--fp16", "--fp32"], "argument --fp32: not allowed with argument --fp16; see --help"),
         (
@@ -282,6 +290,19 @@ def test_contradicting_variant(fine_tuned: Path, capsys: pytest.CaptureFixture[s
         f"weights {fine_tuned}: expected variant s (--variant), got xxs (from their shapes); "
         "drop --variant or give other weights"
     )
+
+
+def test_patches_that_are_no_square(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peer = hugging_face_classifier("xxs", classes=2)
+    peer.config.patch_size = [2, 1]  # which transformers itself does not take
+    peer.save_pretrained(tmp_path / "peer")
+    capsys.readouterr()  # transformers' progress
+    arguments = ["--weights", str(tmp_path / "peer"), "--output", str(tmp_path)]
+    assert fails([*arguments, "--unfold", "pixel_shuffle"], capsys) == (
+        "patch_size: expected a square for the unfold form pixel_shuffle, got 2x1; use space_to_batch"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["peer"]
+    assert main(arguments) == 0
 
 
 def test_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

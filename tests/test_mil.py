@@ -22,9 +22,16 @@ ARRAY_TYPES = {65568: "float32", 65552: "float16", 131104: "int32"}
 
 
 @cache
-def program(variant: str, attention: str, size: int = 256, precision: str = "fp16", target: str = "iOS16") -> Any:
+def program(
+    variant: str,
+    attention: str,
+    size: int = 256,
+    precision: str = "fp16",
+    target: str = "iOS16",
+    unfold: str = "space_to_batch",
+) -> Any:
     """Of a classifier."""
-    model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention))
+    model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention, unfold))
     contract = default_preprocessing("classification", (size, size), "BGR")
     return program_of(model, "classification", contract, OutputForm(), LABELS, target, precision, {})
 
@@ -63,6 +70,21 @@ def test_split_einsum_attention_transposes_the_keys_only() -> None:
     assert counts["layer_norm"] == 2 * 9 + 3
     assert counts["reduce_mean"] == 1
     assert counts["reshape"] == 2 * 3
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS26"])
+def test_pixel_shuffle_takes_one_transpose_each_way(target: str) -> None:
+    made = operations(program("xs", "packed", target=target, unfold="pixel_shuffle"))
+    usual = operations(program("xs", "packed", target=target))
+    counts, expected = (Counter(operation.type for operation in program) for program in (made, usual))
+    assert counts - expected == {"pixel_unshuffle": 3, "pixel_shuffle": 3, "transpose": 6}
+    assert expected - counts == {"space_to_batch": 3, "batch_to_space": 3}
+    names = [operation.outputs[0].name for operation in made]
+    unfold = names.index("stage3_1_project_in") + 1
+    assert names[unfold : unfold + 3] == ["stage3_1_pixel_unshuffle", "stage3_1_reshape", "stage3_1_transpose"]
+    fold = names.index("stage3_1_project_out_conv") - 3
+    assert names[fold : fold + 3] == ["stage3_1_transpose_2", "stage3_1_reshape_2", "stage3_1_pixel_shuffle"]
+    assert max(len(operation.outputs[0].type.tensorType.dimensions) for operation in made) == 4
 
 
 @pytest.mark.parametrize("attention", ["packed", "split_einsum"])

@@ -117,6 +117,7 @@ def save_colors_package(path: Path, form: OutputForm, preprocessing: Preprocessi
         variant="custom",
         task=SEGMENTATION,
         attention="packed",
+        unfold="space_to_batch",
         precision="fp32",
         weights=WeightsSource("colors", "test"),
         preprocessing=preprocessing,

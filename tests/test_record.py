@@ -14,6 +14,7 @@ RECORD = PackageRecord(
     variant="xs",
     task="classification",
     attention="packed",
+    unfold="pixel_shuffle",
     precision="fp16",
     weights=WeightsSource("someone/model", "timm", revision="abc", sha256="123"),
     preprocessing=Preprocessing(400, (320, 384), "RGB", "bicubic", 1 / 255, include_crop=True, reduce_labels=True),
@@ -31,6 +32,7 @@ def test_record_survives_the_metadata() -> None:
     metadata = RECORD.to_metadata()
     assert all(key.startswith("mobilevit_coreml.") and isinstance(value, str) for key, value in metadata.items())
     assert PackageRecord.from_metadata({"another": "key", **metadata}) == RECORD
+    assert metadata["mobilevit_coreml.unfold"] == "pixel_shuffle"
     assert metadata["mobilevit_coreml.channel_order"] == "RGB"
     assert "mobilevit_coreml.untrained" not in metadata
 

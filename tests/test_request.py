@@ -12,6 +12,7 @@ from mobilevit_coreml.errors import ConversionError, OutputError
 from mobilevit_coreml.interface import OutputForm
 from mobilevit_coreml.request import check_report, check_scheme, scheme_of, target_for
 
+UNFOLD = "space_to_batch"
 NOTHING: dict[str, Any] = dict.fromkeys(
     ["palettize", "group_size", "quantize", "prune", "max_size", "min_snr", "min_agreement"]
 )
@@ -74,8 +75,8 @@ def test_schemes_there_are_not(options: dict[str, Any], message: str) -> None:
     ],
 )
 def test_the_least_target(scheme: Format | Budget | None, target: str) -> None:
-    assert target_for(None, OutputForm(), False, scheme) == target
-    assert target_for("iOS26", OutputForm(), False, scheme) == "iOS26"
+    assert target_for(None, OutputForm(), False, scheme, UNFOLD) == target
+    assert target_for("iOS26", OutputForm(), False, scheme, UNFOLD) == "iOS26"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,18 @@ def test_the_least_target(scheme: Format | Budget | None, target: str) -> None:
 )
 def test_a_target_that_lacks_the_format(scheme: Format | Budget, target: str, message: str) -> None:
     with pytest.raises(ConversionError) as error:
-        target_for(target, OutputForm(), False, scheme)
+        target_for(target, OutputForm(), False, scheme, UNFOLD)
     assert str(error.value).startswith(message)
+
+
+def test_pixel_unshuffle_is_not_in_the_first_target() -> None:
+    assert target_for(None, OutputForm(), False, None, "pixel_shuffle") == "iOS16"
+    assert target_for("iOS15", OutputForm(), False, None, UNFOLD) == "iOS15"
+    with pytest.raises(ConversionError) as error:
+        target_for("iOS15", OutputForm(), False, None, "pixel_shuffle")
+    assert str(error.value) == (
+        "target: expected iOS16 or later for the unfold form pixel_shuffle, got iOS15; raise it with --target"
+    )
 
 
 @pytest.fixture(scope="module")

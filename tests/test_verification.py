@@ -102,8 +102,8 @@ def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: lis
     assert not dataclasses.replace(fidelity, masks=shifted).passed
 
 
-GOOD = Fidelity(8, 30.0, 0.97, {"logits": SignalFidelity(45.12, 40.04, 0.99998765, 0.1)})
-RANKING = RankingFidelity(1.0, 0.875, 0.0312, 0.0012)
+GOOD = Fidelity(8, {"snr": 30.0}, {"logits": SignalFidelity(45.12, 40.04, 0.99998765, 0.1)})
+RANKING = RankingFidelity(1.0, 0.875, 0.0312, 0.0012, 0.001)
 MASKS = MaskFidelity(0.99734, 0.9281, 13)
 
 
@@ -118,7 +118,7 @@ def test_report_of_a_classifier() -> None:
 
 
 def test_report_of_a_segmenter() -> None:
-    assert report(dataclasses.replace(GOOD, masks=MASKS)) == [
+    assert report(dataclasses.replace(GOOD, masks=MASKS, gates={"snr": 30, "pixels": 0.97})) == [
         "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
         "worst picture 40.0 dB, cosine 0.999988",
         "pixel agreement 99.73% (gate 0.97)",
@@ -143,4 +143,5 @@ def test_what_is_below_the_gate_or_no_number_fails(value: float) -> None:
     assert not fidelity.passed
     assert report(fidelity)[0].startswith("FAIL, bad ")
     assert dataclasses.replace(GOOD, signals={"bad": dataclasses.replace(signal, snr=math.inf)}).passed
-    assert not dataclasses.replace(GOOD, masks=dataclasses.replace(MASKS, pixel_agreement=math.nan)).passed
+    masks = dataclasses.replace(MASKS, pixel_agreement=math.nan)
+    assert not dataclasses.replace(GOOD, masks=masks, gates={"pixels": 0.97}).passed

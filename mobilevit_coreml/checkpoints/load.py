@@ -63,9 +63,9 @@ class Checkpoint:
         """xxs, xs, s or custom."""
         return variant_of(self.config)
 
-    def model(self, attention: str = "split_einsum") -> Model:
+    def model(self, attention: str = "split_einsum", unfold: str = "space_to_batch") -> Model:
         """The model with these weights, in eval mode."""
-        model = model_for(self.task, self.config, attention, self.expand)
+        model = model_for(self.task, self.config, attention, unfold, self.expand)
         model.load_state_dict(self.state, strict=False)  # `own_state` was strict; batch norm's step counters are absent
         return model.eval()
 

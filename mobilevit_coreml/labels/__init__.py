@@ -19,6 +19,12 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 @cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """The WordNet ids of the ImageNet-1k classes in index order, which are the names of its directories."""
+    return _shipped("imagenet_1k.json", "synsets")
+
+
+@cache
 def voc_labels() -> tuple[str, ...]:
     """The 21 PASCAL VOC class names in index order, background first."""
     return _shipped("pascal_voc_21.json", "names")

@@ -1,7 +1,7 @@
 """Passes over the program at the end of coremltools' own."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,13 @@ def _without_backbone(path: tuple[str, ...]) -> tuple[str, ...]:
 def operation_name(path: str) -> str:
     """What the operation of a module is called that has just one; `path` is the module's in the model."""
     return "_".join(_without_backbone(tuple(path.split("."))))
+
+
+def module_of(name: str, paths: Collection[str]) -> str:
+    """The path of the module an operation is named after, the longest that fits; "" where none does."""
+    stems = {path: operation_name(path) for path in paths}
+    matches = [path for path, stem in stems.items() if stem and f"{name}_".startswith(f"{stem}_")]
+    return max(matches, key=lambda path: len(stems[path]), default="")
 
 
 def _numbered(stem: str) -> Iterator[str]:

@@ -28,15 +28,15 @@ class Backbone(nn.Module):
     neck_hidden_sizes[6] channels, or neck_hidden_sizes[5] without `expand`.
     """
 
-    def __init__(self, config: MobileViTConfig, attention: str, expand: bool = True) -> None:
+    def __init__(self, config: MobileViTConfig, attention: str, unfold: str, expand: bool = True) -> None:
         super().__init__()
         necks, activation = config.neck_hidden_sizes, config.hidden_act
         self.stem = ConvLayer(config.num_channels, necks[0], STEM_KERNEL, activation, stride=2)
-        self.stage1 = _stage(config, 1, attention)
-        self.stage2 = _stage(config, 2, attention)
-        self.stage3 = _stage(config, 3, attention)
-        self.stage4 = _stage(config, 4, attention)
-        self.stage5 = _stage(config, 5, attention)
+        self.stage1 = _stage(config, 1, attention, unfold)
+        self.stage2 = _stage(config, 2, attention, unfold)
+        self.stage3 = _stage(config, 3, attention, unfold)
+        self.stage4 = _stage(config, 4, attention, unfold)
+        self.stage5 = _stage(config, 5, attention, unfold)
         self.expand = ConvLayer(necks[5], necks[6], 1, activation) if expand else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Features:
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         return Features(self.expand(x), tuple(hidden_states))
 
 
-def _stage(config: MobileViTConfig, number: int, attention: str) -> nn.Sequential:
+def _stage(config: MobileViTConfig, number: int, attention: str, unfold: str) -> nn.Sequential:
     """Inverted residuals; from stage 3 on, one of them and a MobileViT block."""
     in_channels, channels = config.neck_hidden_sizes[number - 1 : number + 1]
     ratio, activation = config.expand_ratio, config.hidden_act
@@ -58,4 +58,4 @@ def _stage(config: MobileViTConfig, number: int, attention: str) -> nn.Sequentia
         rest = (InvertedResidual(channels, channels, ratio, activation) for _ in range(BLOCKS[number] - 1))
         return nn.Sequential(first, *rest)
     width, map_size = config.hidden_sizes[number - 3], config.stage_sizes()[number - 1]
-    return nn.Sequential(first, MobileViTBlock(config, channels, width, DEPTHS[number], map_size, attention))
+    return nn.Sequential(first, MobileViTBlock(config, channels, width, DEPTHS[number], map_size, attention, unfold))

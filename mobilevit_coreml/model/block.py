@@ -1,11 +1,14 @@
 """The MobileViT block: convolutions for what is near, a transformer for what is far."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_coreml.config import MobileViTConfig
+from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.model.attention import Attention
 from mobilevit_coreml.model.layers import ACTIVATION_LAYERS, ChannelLayerNorm, ConvLayer
 from mobilevit_coreml.model.ops import batch_to_space, resize_bilinear, space_to_batch
@@ -43,6 +46,9 @@ class MobileViTBlock(nn.Module):
     (B, C, H, W) -> (B, C, H, W). Attention runs among the pixels at the same place within their
     patches, P places of N patches each: (B, D, H, W) -> (P*B, D, 1, N). `map_size` is (H, W); one
     that is no multiple of the patch is resized up before and back after, as the reference does.
+    `unfold` is a key of UNFOLD_FORMS.
+
+    Raises ConfigError for patches the form cannot cut.
     """
 
     def __init__(
@@ -53,21 +59,30 @@ class MobileViTBlock(nn.Module):
         depth: int,
         map_size: tuple[int, int],
         attention: str,
+        unfold: str,
     ) -> None:
         super().__init__()
         self.width = width
         self.map_size = map_size
         self.patch = config.patch_hw
+        if unfold == "pixel_shuffle" and self.patch[0] != self.patch[1]:
+            raise ConfigError(
+                "patch_size: expected a square for the unfold form pixel_shuffle, "
+                f"got {self.patch[0]}x{self.patch[1]}; use space_to_batch"
+            )
+        self.places = math.prod(self.patch)
         rows = math.ceil(map_size[0] / self.patch[0])
         columns = math.ceil(map_size[1] / self.patch[1])
         self.grid = (rows, columns)
+        self.tokens = rows * columns
         self.patched_size = (rows * self.patch[0], columns * self.patch[1])
         self.needs_resize = self.patched_size != map_size
+        self.unfold_form, self.fold_form = UNFOLD_FORMS[unfold]
         kernel, activation = config.conv_kernel_size, config.hidden_act
 
         self.local = ConvLayer(channels, channels, kernel, activation)
         self.project_in = nn.Conv2d(channels, width, 1, bias=False)
-        self.layers = nn.Sequential(*(TransformerLayer(config, width, rows * columns, attention) for _ in range(depth)))
+        self.layers = nn.Sequential(*(TransformerLayer(config, width, self.tokens, attention) for _ in range(depth)))
         self.layer_norm = ChannelLayerNorm(width, config.layer_norm_eps)
         self.project_out = ConvLayer(width, channels, 1, activation)
         self.fusion = ConvLayer(2 * channels, channels, kernel, activation)
@@ -81,10 +96,40 @@ class MobileViTBlock(nn.Module):
         """(B, D, H, W) -> (P*B, D, 1, N), place within the patch outermost."""
         if self.needs_resize:
             x = resize_bilinear(x, self.patched_size)
-        x = space_to_batch(x, self.patch)  # P*B D rows columns
-        return x.reshape(-1, self.width, 1, self.grid[0] * self.grid[1])
+        return self.unfold_form(self, x)
 
     def fold(self, x: Tensor) -> Tensor:
         """(P*B, D, 1, N) -> (B, D, H, W)."""
-        x = batch_to_space(x.reshape(-1, self.width, *self.grid), self.patch)
+        x = self.fold_form(self, x)
         return resize_bilinear(x, self.map_size) if self.needs_resize else x
+
+
+def unfold_to_batch(block: MobileViTBlock, x: Tensor) -> Tensor:
+    """Each place within the patch into the batch at once, and the patches into one row."""
+    x = space_to_batch(x, block.patch)  # P*B D rows columns
+    return x.reshape(-1, block.width, 1, block.tokens)
+
+
+def fold_from_batch(block: MobileViTBlock, x: Tensor) -> Tensor:
+    """Undo `unfold_to_batch`."""
+    return batch_to_space(x.reshape(-1, block.width, *block.grid), block.patch)
+
+
+def unfold_to_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
+    """Each place into the channels first, where it is innermost; a transpose brings it out."""
+    x = F.pixel_unshuffle(x, block.patch[0])  # B D*P rows columns
+    x = x.reshape(-1, block.places, 1, block.tokens).transpose(0, 1)  # P B*D 1 N
+    return x.reshape(-1, block.width, 1, block.tokens)  # of one picture it has this shape already
+
+
+def fold_from_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
+    """Undo `unfold_to_channels`."""
+    x = x.reshape(block.places, -1, 1, block.tokens).transpose(0, 1)  # B*D P 1 N
+    return F.pixel_shuffle(x.reshape(-1, block.width * block.places, *block.grid), block.patch[0])
+
+
+Step = Callable[[MobileViTBlock, Tensor], Tensor]
+UNFOLD_FORMS: Mapping[str, tuple[Step, Step]] = {
+    "space_to_batch": (unfold_to_batch, fold_from_batch),
+    "pixel_shuffle": (unfold_to_channels, fold_from_channels),
+}

@@ -28,10 +28,12 @@ class ImageClassifier(nn.Module):
     head regression targets (B,); with them the output carries the mean loss.
     """
 
-    def __init__(self, config: MobileViTConfig, attention: str = "split_einsum") -> None:
+    def __init__(
+        self, config: MobileViTConfig, attention: str = "split_einsum", unfold: str = "space_to_batch"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config, attention)
+        self.backbone = Backbone(config, attention, unfold)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.neck_hidden_sizes[-1], config.num_labels)
         initialize(self, config.initializer_range)
@@ -60,10 +62,12 @@ class SemanticSegmenter(nn.Module):
     them the output carries the mean cross entropy of the logits resized to them.
     """
 
-    def __init__(self, config: MobileViTConfig, attention: str = "split_einsum") -> None:
+    def __init__(
+        self, config: MobileViTConfig, attention: str = "split_einsum", unfold: str = "space_to_batch"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config, attention, expand=False)
+        self.backbone = Backbone(config, attention, unfold, expand=False)
         self.head = DeepLabV3Head(config)
         initialize(self, config.initializer_range)
 
@@ -92,10 +96,16 @@ class FeatureExtractor(nn.Module):
     the feature map, which has neck_hidden_sizes[6] channels, or [5] without the final expansion.
     """
 
-    def __init__(self, config: MobileViTConfig, attention: str = "split_einsum", expand: bool = True) -> None:
+    def __init__(
+        self,
+        config: MobileViTConfig,
+        attention: str = "split_einsum",
+        unfold: str = "space_to_batch",
+        expand: bool = True,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config, attention, expand)
+        self.backbone = Backbone(config, attention, unfold, expand)
         initialize(self, config.initializer_range)
 
     def forward(self, pixels: Tensor) -> FeatureExtraction:
@@ -106,14 +116,20 @@ class FeatureExtractor(nn.Module):
 Model = ImageClassifier | SemanticSegmenter | FeatureExtractor
 
 
-def model_for(task: str, config: MobileViTConfig, attention: str = "split_einsum", expand: bool = True) -> Model:
+def model_for(
+    task: str,
+    config: MobileViTConfig,
+    attention: str = "split_einsum",
+    unfold: str = "space_to_batch",
+    expand: bool = True,
+) -> Model:
     """A new model for a task; `expand` is a feature extractor's, which may do without the final expansion."""
     if task == CLASSIFICATION:
-        return ImageClassifier(config, attention)
+        return ImageClassifier(config, attention, unfold)
     if task == SEGMENTATION:
-        return SemanticSegmenter(config, attention)
+        return SemanticSegmenter(config, attention, unfold)
     assert task == FEATURES
-    return FeatureExtractor(config, attention, expand)
+    return FeatureExtractor(config, attention, unfold, expand)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class Operation:
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
     output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" for what is no tensor
+    output_shapes: tuple[tuple[int, ...], ...]  # as the program declares them; a dimension that is not fixed is -1
 
     def __str__(self) -> str:
         return f"{self.type} '{self.name}'"
@@ -72,7 +73,9 @@ class Function:
     name: str
     opset: str  # CoreML5 is iOS15's, CoreML6 iOS16's, …
     inputs: Mapping[str, str]  # name to data type
+    input_shapes: Mapping[str, tuple[int, ...]]  # a dimension that is not fixed is -1
     constants: Mapping[str, Any]
+    encodings: Mapping[str, tuple[str, ...]]  # compressed constants to the constexpr operations that decode them
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
 
@@ -84,6 +87,7 @@ class Package:
     inputs: Mapping[str, Feature]
     outputs: Mapping[str, Feature]
     function: Function
+    predicted: str  # the output with a classifier's class, "" of others
     metadata: Mapping[str, str]  # user-defined
 
 
@@ -112,6 +116,7 @@ def read_package(path: Path, function_name: str | None = None) -> Package:
         {feature.name: _read_feature(feature) for feature in features.input},
         {feature.name: _read_feature(feature) for feature in features.output},
         function,
+        features.predictedFeatureName,
         dict(description.metadata.userDefined),
     )
 
@@ -145,6 +150,7 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
     if block is None:
         raise PackageError(f"function {name}: expected a block for {function.opset}, got none; the package is damaged")
     constants: dict[str, Any] = {}  # numbers as numpy arrays, as stored
+    encodings: dict[str, tuple[str, ...]] = {}
     operations = []
     for entry in block.operations:
         if entry.type == "const":
@@ -152,6 +158,7 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
         elif entry.type.startswith("constexpr_"):
             arrays = evaluate_constexpr(entry.type, _constexpr_arguments(entry, weights, constants))
             constants.update({output.name: array for output, array in zip(entry.outputs, arrays, strict=True)})
+            encodings.update(dict.fromkeys((output.name for output in entry.outputs), _decoders(entry, encodings)))
         else:
             operations.append(_read_operation(entry, weights))
     used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
@@ -159,11 +166,13 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
         name,
         function.opset,
         {entry.name: type_of(entry.type)[0] for entry in function.inputs},
+        {entry.name: type_of(entry.type)[1] for entry in function.inputs},
         {
             key: to_tensor(value) if isinstance(value, np.ndarray) else value
             for key, value in constants.items()
             if key in used
         },
+        {key: value for key, value in encodings.items() if key in used},
         tuple(operations),
         tuple(block.outputs),
     )
@@ -194,6 +203,13 @@ def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]
     return arguments
 
 
+def _decoders(entry: Any, encodings: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """A constexpr operation's type, after those of the ones it reads: joint forms of compression are chains."""
+    names = [binding.name for argument in entry.inputs.values() for binding in argument.arguments]
+    before = dict.fromkeys(kind for name in names for kind in encodings.get(name, ()))
+    return (*before, entry.type)
+
+
 def _stored(value: Any, weights: Weights) -> Any:
     """A constant as the package has it: a numpy array of numbers, a text or a list."""
     return decode_array(value, weights) if is_numeric(value) else decode(value, weights)
@@ -216,6 +232,7 @@ def _read_operation(entry: Any, weights: Weights) -> Operation:
         inputs,
         tuple(output.name for output in entry.outputs),
         tuple(type_of(output.type)[0] for output in entry.outputs),
+        tuple(type_of(output.type)[1] for output in entry.outputs),
     )
 
 

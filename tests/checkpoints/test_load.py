@@ -16,6 +16,7 @@ from mobilevit_coreml.errors import CheckpointError, MobileViTError
 from mobilevit_coreml.labels import voc_labels
 from mobilevit_coreml.model import ATTENTION_FORMS
 from mobilevit_coreml.model.attention import Attention
+from mobilevit_coreml.model.block import UNFOLD_FORMS, MobileViTBlock
 from mobilevit_coreml.preprocessing import Preprocessing
 from tests.peers import (
     cvnets_state,
@@ -239,6 +240,12 @@ def test_a_checkpoints_model_attends_as_it_is_told(untrained: Checkpoint, attent
     assert not model.training
     forms = {module.attend for module in model.modules() if isinstance(module, Attention)}
     assert forms == {ATTENTION_FORMS[attention]}
+
+
+@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
+def test_a_checkpoints_model_unfolds_as_it_is_told(untrained: Checkpoint, unfold: str) -> None:
+    blocks = [module for module in untrained.model(unfold=unfold).modules() if isinstance(module, MobileViTBlock)]
+    assert {(block.unfold_form, block.fold_form) for block in blocks} == {UNFOLD_FORMS[unfold]}
 
 
 def test_bare_file_next_to_nothing(tmp_path: Path) -> None:

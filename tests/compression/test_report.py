@@ -28,8 +28,7 @@ PLAN = Plan(
 )
 QUALITY = Fidelity(
     12,
-    -float("inf"),
-    0.0,
+    {},
     {"pooled": SignalFidelity(32.34, 28.9, 0.999715, 0.1), "featureMap": SignalFidelity(28.84, 26.5, 0.9993, 0.2)},
 )
 

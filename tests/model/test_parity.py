@@ -5,14 +5,18 @@ the depth of the network 120 to 140 are measured, so 100 leaves room for another
 and none for a mistake.
 """
 
+import dataclasses
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import ATTENTION_FORMS
-from mobilevit_coreml.model import fold_for_inference
+from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS, VARIANTS
+from mobilevit_coreml.errors import ConfigError
+from mobilevit_coreml.model import ImageClassifier, fold_for_inference
+from mobilevit_coreml.model.block import UNFOLD_FORMS as UNFOLDING
 from mobilevit_coreml.model.block import MobileViTBlock, TransformerLayer
 from tests.peers import hugging_face_classifier, images, ours, randomize, snr, timm_classifier
 
@@ -35,18 +39,31 @@ def sequences(tokens: Tensor, batch: int) -> Tensor:
     return tokens.squeeze(2).unflatten(0, (places, batch)).transpose(0, 1).flatten(0, 1).transpose(1, 2)
 
 
+@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
+@pytest.mark.parametrize(("patch", "batch"), [(2, 1), (2, 3), (3, 2)])
 @pytest.mark.parametrize("size", SIZES)
-def test_unfold_and_fold(size: int) -> None:
-    peer = hugging_face_classifier("xxs")
-    model = ours(peer, size)
+def test_unfold_and_fold(size: int, patch: int, batch: int, unfold: str) -> None:
+    peer = hugging_face_classifier("xxs", patch_size=patch)
+    model = ours(peer, size, unfold=unfold, patch_size=patch)
     for index in (2, 3, 4):
         block = block_of(model, index)
         assert isinstance(block, MobileViTBlock)
-        x = torch.randn(3, block.width, *block.map_size, generator=torch.Generator().manual_seed(index))
+        x = torch.randn(batch, block.width, *block.map_size, generator=torch.Generator().manual_seed(index))
         reference, info = peer_stage(peer, index).unfolding(x)
         tokens = block.unfold(x)
-        assert torch.equal(sequences(tokens, 3), reference)
+        assert torch.equal(sequences(tokens, batch), reference)
         assert torch.equal(block.fold(tokens), peer_stage(peer, index).folding(reference, info))
+        assert block.unfold_form is UNFOLDING[unfold][0]
+
+
+def test_patches_that_are_no_square_are_cut_by_space_to_batch_only() -> None:
+    config = dataclasses.replace(VARIANTS["xxs"], image_size=64, patch_size=(2, 1))
+    assert ImageClassifier(config)(images(1, 64, 64)).logits.shape == (1, 1000)
+    with pytest.raises(ConfigError) as error:
+        ImageClassifier(config, unfold="pixel_shuffle")
+    assert str(error.value) == (
+        "patch_size: expected a square for the unfold form pixel_shuffle, got 2x1; use space_to_batch"
+    )
 
 
 def test_some_of_the_sizes_are_resized() -> None:
@@ -98,8 +115,8 @@ def test_stages_pooled_features_and_logits(variant: str, size: int, batch: int) 
     pixels = images(batch, size, size)
     reference = peer(pixels, output_hidden_states=True)
     pooled = peer.mobilevit(pixels).pooler_output
-    for attention in ATTENTION_FORMS:
-        output = ours(peer, size, attention)(pixels)
+    for forms in itertools.product(ATTENTION_FORMS, UNFOLD_FORMS):
+        output = ours(peer, size, *forms)(pixels)
         for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
             assert snr(expected, got) > ENOUGH, f"stage {stage}"
         assert snr(pooled, output.pooled) > ENOUGH
@@ -131,7 +148,6 @@ def test_every_parameter_means_what_it_means_in_the_reference(overrides: dict[st
     from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
     from mobilevit_coreml.checkpoints.naming import own_state, recognize
     from mobilevit_coreml.config import config_from_hugging_face
-    from mobilevit_coreml.model import ImageClassifier
 
     peer = hugging_face_classifier("xxs", classes=7, **overrides)
     config = config_from_hugging_face(peer.config.to_dict(), "peer")

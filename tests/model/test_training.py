@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.config import ATTENTION_FORMS, VARIANTS, MobileViTConfig
+from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS, VARIANTS, MobileViTConfig
 from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier, images, ours
 
@@ -27,11 +27,12 @@ def test_parameter_counts_are_the_papers(variant: str, parameters: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
 @pytest.mark.parametrize("attention", ATTENTION_FORMS)
-def test_gradients_are_the_references(attention: str) -> None:
+def test_gradients_are_the_references(attention: str, unfold: str) -> None:
     # at 160 the gradient passes through the bilinear step, too
     peer = hugging_face_classifier("xxs", classes=3)
-    model = ours(peer, 160, attention)
+    model = ours(peer, 160, attention, unfold)
     pixels, labels = images(2, 160, 160), torch.tensor([2, 0])
     peer(pixels, labels=labels).loss.backward()
     loss = model(pixels, labels).loss
