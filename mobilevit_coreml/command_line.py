@@ -6,8 +6,9 @@ import io
 import os
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from mobilevit_coreml.errors import MobileViTError
 DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
 SIGNALLED = 128  # plus the signal's number, as shells report it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WIDTH = 65  # of the second column of a table, whose lines have 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,3 +114,20 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     if message is not None:
         print(" ".join(message.split()), file=sys.stderr)
     return code
+
+
+def table(title: str, rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A title, and below it names with their lines, at most 80 columns wide; names without lines are left out."""
+    lines = [title]
+    for name, texts in rows:
+        wrapped = [line for text in texts for line in _wrapped(text)]
+        lines += [f"  {label:<12} {line}" for label, line in zip([name, *[""] * len(wrapped)], wrapped, strict=False)]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()))
+    wrapper = textwrap.TextWrapper(
+        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.wrap(text.lstrip())

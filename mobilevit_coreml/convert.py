@@ -3,13 +3,12 @@
 import argparse
 import re
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
+from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run, table
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
 from mobilevit_coreml.conversion import STAGES, Conversion, convert
 from mobilevit_coreml.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
@@ -18,8 +17,6 @@ from mobilevit_coreml.request import TARGETS, Size
 
 if TYPE_CHECKING:
     from mobilevit_coreml.verification import Fidelity
-
-WIDTH = 65  # of the second column of a summary, whose lines have 80
 
 
 def parser() -> Parser:
@@ -220,19 +217,7 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("curve", _curve(conversion)),
         ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
-    lines = [str(conversion.path)]
-    for name, texts in rows:
-        wrapped = [line for text in texts for line in _wrapped(text)]
-        lines += [f"  {label:<12} {line}" for label, line in zip([name, *[""] * len(wrapped)], wrapped, strict=False)]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str) -> list[str]:
-    indent = " " * (len(text) - len(text.lstrip()))
-    wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return wrapper.wrap(text.lstrip())
+    return table(str(conversion.path), rows)
 
 
 def _size(height: int, width: int) -> str:

@@ -200,7 +200,8 @@ class MaskMeter:
 def _divergence(reference: Tensor, output: Tensor) -> float:
     """Kullback-Leibler divergence of `output` from `reference`, nats."""
     p, q = (side.double().clamp(min=LEAST_PROBABILITY) for side in (reference, output))
-    return float((reference.double() * (p / q).log()).sum())
+    p, q = p / p.sum(), q / q.sum()  # which roundings keep from being 1
+    return float((p * (p / q).log()).sum())
 
 
 def _least(a: float, b: float) -> float:

@@ -229,9 +229,7 @@ def record_of(
         raise ConversionError("image size: expected each size once, got one twice; leave the second out")
     for size in sizes or [checkpoint.config.image_hw]:
         check_memory(sized(checkpoint, size).config)
-    if sizes:
-        checkpoint = sized(checkpoint, sizes[0])
-    config = dataclasses.asdict(checkpoint.config)
+    config = dataclasses.asdict(sized(checkpoint, sizes[0] if sizes else checkpoint.config.image_hw).config)
     del config["id2label"]  # the package has them as its class labels
     labels = checkpoint.config.id2label
     class_names, renamed = unique_labels(labels) if checkpoint.task != FEATURES else ((), {})

@@ -101,7 +101,7 @@ class Fidelity:
     @property
     def worst(self) -> SignalFidelity:
         """The figures of the worst signal; one whose SNR is no number is worse than any."""
-        return min(self.signals.values(), key=_rank)
+        return min(self.signals.values(), key=lambda signal: _no_number_first(signal.snr))
 
     @property
     def agreement(self) -> float | None:
@@ -124,6 +124,10 @@ class Fidelity:
         if self.masks is not None:
             found |= {"pixels": self.masks.pixel_agreement, "miou": self.masks.mean_iou}
         return found
+
+    def with_gates(self, gates: Mapping[str, float]) -> Self:
+        """The same figures before other gates."""
+        return dataclasses.replace(self, gates=gates)
 
     @property
     def results(self) -> tuple[GateResult, ...]:
@@ -281,22 +285,26 @@ def _signal(meters: Meters, name: str, reference: Tensor, output: Tensor) -> Non
 
 def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
     """A verification in short lines, the worst signal first; without a gate there is no verdict."""
+    verdict = ("PASS, " if fidelity.passed else "FAIL, ") if fidelity.gates else ""
+    first, *others = figure_lines(fidelity, reference)
+    return [verdict + first, *others]
+
+
+def figure_lines(fidelity: Fidelity, reference: str) -> list[str]:
+    """What was measured, in short lines, with the gates there are."""
     f = fidelity
-    (name, worst), *others = sorted(f.signals.items(), key=lambda entry: _rank(entry[1]))
-    verdict = ("PASS, " if f.passed else "FAIL, ") if f.gates else ""
-    gate = f" (gate {f.gates['snr']:g} dB)" if "snr" in f.gates else ""
-    lines = [
-        f"{verdict}{name} {decibels_text(worst.snr)} SNR against {reference}{gate}",
-        f"worst picture {decibels_text(worst.worst_snr)}, cosine {worst.cosine:.6f}",
-        *(
-            f"{other} {decibels_text(s.snr)}, worst picture {decibels_text(s.worst_snr)}, cosine {s.cosine:.6f}"
-            for other, s in others
-        ),
-    ]
+    lines: list[str] = []
+    for name, s in sorted(f.signals.items(), key=lambda entry: _no_number_first(entry[1].snr)):
+        worst = f"worst picture {decibels_text(s.worst_snr)}, cosine {s.cosine:.6f}"
+        if lines:
+            lines.append(f"{name} {decibels_text(s.snr)}, {worst}")
+        else:
+            gate = f" (gate {f.gates['snr']:g} dB)" if "snr" in f.gates else ""
+            lines += [f"{name} {decibels_text(s.snr)} SNR against {reference}{gate}", worst]
     if f.ranking is not None:
         needed = f" (gate {f.gates['top1']:.4g})" if "top1" in f.gates else ""
         lines += [
-            f"largest difference of a probability {f.ranking.max_abs_difference:.2g}",
+            f"largest difference of a probability {f.ranking.max_abs_difference:.2g}, KL {f.ranking.kl:.2g} nats",
             f"top-1 equal on {f.ranking.top1_agreement:.0%}{needed}, top-5 on {f.ranking.top5_agreement:.0%} "
             f"of {f.images} pictures",
             f"smallest top-1 margin {f.ranking.margin:.2g}",
@@ -310,10 +318,6 @@ def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
     else:
         lines.append(f"over {f.images} pictures")
     return lines
-
-
-def _rank(signal: SignalFidelity) -> float:
-    return _no_number_first(signal.snr)
 
 
 def _no_number_first(value: float) -> float:

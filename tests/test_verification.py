@@ -111,7 +111,7 @@ def test_report_of_a_classifier() -> None:
     assert report(dataclasses.replace(GOOD, ranking=RANKING)) == [
         "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
         "worst picture 40.0 dB, cosine 0.999988",
-        "largest difference of a probability 0.0012",
+        "largest difference of a probability 0.0012, KL 0.001 nats",
         "top-1 equal on 100%, top-5 on 88% of 8 pictures",
         "smallest top-1 margin 0.031",
     ]

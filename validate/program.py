@@ -175,7 +175,8 @@ def _added(name: str, function: Function, compared: Collection[str]) -> Operatio
 
 def _tensor(one: StoredTensor) -> str:
     if one.stored is None:
-        return f"{one.operation}: no {one.parameter} of the checkpoint's shape"
+        lacks = f"no {one.parameter} of the checkpoint's shape" if one.type else "the program has no such operation"
+        return f"{one.operation}: {lacks}"
     if one.format in PLAIN:
         return f"{one.operation}: {one.parameter} is {one.units:.3g} units in the last place off, {one.snr:.1f} dB"
     return f"{one.operation}: {one.parameter} in {one.format} keeps {one.snr:.1f} dB"

@@ -117,7 +117,7 @@ def _operations(function: Function, model: nn.Module, calls: Iterable[Call]) -> 
     paths = [path for path, _ in model.named_modules() if path]
     of_module = defaultdict(list)
     for operation in function.operations:
-        if operation.type != "cast":  # which no module asks for
+        if operation.type not in ("cast", "classify"):  # which no module asks for
             of_module[module_of(operation.name, paths)].append(operation)
     by_module = defaultdict(list)
     for call in calls:
@@ -129,7 +129,7 @@ def _operations(function: Function, model: nn.Module, calls: Iterable[Call]) -> 
 
 
 def _paired(calls: list[Call], operations: list[Operation]) -> dict[Call, Operation]:
-    """One module's: those of one type in their order, where they are equally many, and then the rest in the same way."""
+    """One module's: those of one type in their order where they are equally many, then likewise the rest."""
     found: dict[Call, Operation] = {}
     for kind in {kind for _, kind, _ in calls}:
         called = [call for call in calls if call[1] == kind]

@@ -480,7 +480,7 @@ _PIXELS = (
         "picture transposed", "classifier", inserted("transpose", "turned", "cast", perm=[0, 1, 3, 2]), "cast", "turned"
     ),
     _row("crop moved down", "cropped", crop_moved("slice_by_index", 2), "slice_by_index"),
-    _row("crop moved right", "cropped", crop_moved("slice_by_index_2", 3), "slice_by_index_2"),
+    _row("crop moved right", "cropped", crop_moved("slice_by_index_2", 3), "slice_by_index", "slice_by_index_2"),
 )
 
 _WEIGHTS = (
@@ -665,7 +665,7 @@ _ATTENTION = (
 )
 
 _LAYERS = (
-    _row("layer norm left out", "classifier", removed(f"{ATTENTION}_norm"), QKV),
+    _row("layer norm left out", "classifier", removed(f"{ATTENTION}_norm"), f"{ATTENTION}_norm", QKV),
     _row(
         "layer norm's epsilon 1e-2 for 1e-5",
         "classifier",
@@ -678,6 +678,7 @@ _LAYERS = (
         "last layer norm left out",
         "classifier",
         removed("stage3_1_layer_norm"),
+        "stage3_1_layer_norm",
         "stage3_1_reshape_2",
     ),
     _row(

@@ -13,11 +13,12 @@ import torch
 from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import PackageError
+from mobilevit_coreml.mil.passes import module_of
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.reference.program import read_package
 from tests.reference.one_op import save_op
 from validate import forecast as rules
-from validate.forecast import RULES, Finding, forecast, module_of
+from validate.forecast import RULES, Finding, forecast
 
 Array = npt.NDArray[Any]
 
