@@ -17,6 +17,7 @@ def test_code_style_and_types(tool: list[str]) -> None:
 
 
 def test_every_package_is_installed() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("mobilevit_coreml/**/__init__.py")}
-    assert sorted(listed) == sorted(there)
+    assert sorted(setuptools["packages"]) == sorted(there | set(setuptools["package-dir"]))
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in setuptools["package-dir"].values())

@@ -17,7 +17,7 @@ from .core_ml import UNITS
 def parser() -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog="python -m validate",
+        prog=f"python -m {__package__}",
         description="Compare a Core ML package with the PyTorch model it was made of, on this machine's backends.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="a .mlpackage made by mobilevit_coreml")

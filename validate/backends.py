@@ -1,9 +1,12 @@
 """What runs a package, each in a process of its own: it may crash, hang or run out of memory without the validator."""
 
+import contextlib
 import dataclasses
 import multiprocessing
+import pickle
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +18,8 @@ from mobilevit_coreml.prediction import core_ml_is_here
 from .core_ml import UNITS
 
 REFERENCE, CORE_ML = "reference", "coreml"
+LONGEST = 86400.0  # seconds: a day is as good as forever, and the system's clocks take no infinity
+GRACE = 3  # seconds to end in good order: Core ML's compiled copy of a package goes with the process that made it
 Handlers = Mapping[str, Callable[[Any], Any]]
 
 
@@ -59,27 +64,31 @@ class Worker:
 
     `open_` and its arguments are what the process starts with; it returns what can be asked for.
     Everything raises BackendError where the process ends, is silent for `timeout` seconds, or
-    answers with an error.
+    answers with an error. The process ends with the `with`, and soon after this process, however that
+    ends. An interruption from the terminal does not reach it: that is for this process to handle.
     """
 
     def __init__(self, timeout: float, open_: Callable[..., Handlers], *arguments: Any) -> None:
-        self._timeout = timeout
+        self._timeout = min(timeout, LONGEST)
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, open_, arguments), daemon=True)
-        self._process.start()
+        self._process = context.Process(target=_work, args=(other, self._timeout, open_, arguments), daemon=True)
+        with _uninterruptible_children():
+            self._process.start()
         other.close()
 
     def __enter__(self) -> Self:
-        self.receive()
+        try:
+            self.receive()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
+        self._close()
 
     def send(self, request: str, argument: Any = None) -> None:
         """Ask for something, without waiting for the answer."""
@@ -106,22 +115,48 @@ class Worker:
         return self.receive()
 
     def _end(self) -> BackendError:
-        self._process.join(5)
+        self._process.join(GRACE)
         code = self._process.exitcode
         if code is not None and code < 0:
             return BackendError(f"crashed with {signal.Signals(-code).name}")
         return BackendError(f"ended with exit code {code}")
 
+    def _close(self) -> None:
+        try:
+            self._connection.close()  # which a process that waits for a request takes as the end
+            self._process.join(GRACE)
+        finally:
+            self._process.kill()
+            self._process.join()
 
-def _work(connection: Connection, open_: Callable[..., Handlers], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the validator's business, which ends this process
+
+@contextlib.contextmanager
+def _uninterruptible_children() -> Iterator[None]:
+    """Block SIGINT, here for a moment, and for good in processes that start meanwhile."""
+    resource_tracker.ensure_running()  # which unblocks it when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        handlers = open_(*arguments)
-        connection.send((True, None))
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(connection: Connection, timeout: float, open_: Callable[..., Handlers], arguments: tuple[Any, ...]) -> None:
+    """What the process does: open, and answer requests for as long as there is somebody to ask."""
+    handlers: dict[str, Callable[[Any], Any]] = {}
+    with contextlib.suppress(EOFError, ConnectionError):
+        _answer(connection, timeout, lambda: handlers.update(open_(*arguments)))
         while True:
             request, argument = connection.recv()
-            connection.send((True, handlers[request](argument)))
-    except EOFError:
-        return
-    except Exception as error:  # whatever a backend makes of a package is the verdict's business
-        connection.send((False, " ".join(f"{type(error).__name__}: {error}".split())[:500]))
+            _answer(connection, timeout, handlers[request], argument)
+
+
+def _answer(connection: Connection, timeout: float, call: Callable[..., Any], *arguments: Any) -> None:
+    """Send what a call returns, or raises: whatever a backend makes of a package is the verdict's business."""
+    signal.alarm(int(timeout) + GRACE)  # ends a process that hangs when nobody is left to do it
+    try:
+        answer = pickle.dumps((True, call(*arguments)))
+    except Exception as error:
+        answer = pickle.dumps((False, " ".join(f"{type(error).__name__}: {error}".split())[:500]))
+    signal.alarm(0)
+    connection.send_bytes(answer)

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mobilevit_coreml.interface import IMAGE
+from mobilevit_coreml.record import FUNCTION
 
 UNITS = {  # Core ML's names of what may run a model, and coremltools'
     "cpuOnly": "CPU_ONLY",
@@ -16,22 +17,24 @@ UNITS = {  # Core ML's names of what may run a model, and coremltools'
     "cpuAndNeuralEngine": "CPU_AND_NE",
     "all": "ALL",
 }
-DEVICES = {"MLNeuralEngineComputeDevice": "neuralEngine", "MLGPUComputeDevice": "gpu", "MLCPUComputeDevice": "cpu"}
+NEURAL_ENGINE, GPU, CPU = "neuralEngine", "gpu", "cpu"
 WARM_UP, TIMED = 10, 100  # predictions of one picture
+NOT_LOADED = "You will not be able to run predict"  # how coremltools' warning starts
 
 
 def open_core_ml(package: str, units: str, function: str | None) -> Mapping[str, Callable[[Any], Any]]:
     """What can be asked of a package that Core ML has compiled and loaded.
 
-    `run` gives the outputs for a picture, `latency` times predictions of one, `plan` says which device
-    each operation is meant for. Raises what coremltools makes of a package that does not load.
+    `function` is one of a package of several sizes, None of others. `run` gives the outputs for a
+    picture, `latency` times predictions of one, `plan` says which device each operation is meant for.
+    Raises what coremltools makes of a package that does not load.
     """
     from mobilevit_coreml._coremltools import ct
 
     compute_units = getattr(ct.ComputeUnit, UNITS[units])
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # that is how coremltools says that a package did not load
+        warnings.filterwarnings("error", NOT_LOADED, RuntimeWarning)
         model = ct.models.MLModel(package, compute_units=compute_units, function_name=function)
     seconds = time.perf_counter() - start
     return {
@@ -41,39 +44,56 @@ def open_core_ml(package: str, units: str, function: str | None) -> Mapping[str,
     }
 
 
-def latency(model: Any, image: Image.Image, load_seconds: float) -> dict[str, float]:
-    """Seconds to compile and load, and the milliseconds of TIMED predictions after WARM_UP: median and 95th percentile.
+def latency(model: Any, image: Image.Image, seconds: float) -> dict[str, float]:
+    """How long compiling and loading took, `seconds` together, and TIMED predictions of a picture after WARM_UP.
 
-    A prediction is coremltools' `predict`, with all that Python adds to Core ML's own time.
+    Loading and predicting are Core ML's own times: a prediction's median and 95th percentile are without what
+    Python adds by converting pictures and outputs; `with_python_ms` is the median with it.
     """
-    times = []
+    times, with_python = [], []
     for _ in range(WARM_UP + TIMED):
         start = time.perf_counter()
         model.predict({IMAGE: image})
-        times.append(1000 * (time.perf_counter() - start))
-    timed = times[WARM_UP:]
+        with_python.append(1000 * (time.perf_counter() - start))
+        times.append(model.last_predict_duration_in_nano_seconds / 1e6)
+    load_seconds = model.load_duration_in_nano_seconds / 1e9
     return {
+        "compile_seconds": max(seconds - load_seconds, 0.0),
         "load_seconds": load_seconds,
-        "median_ms": statistics.median(timed),
-        "p95_ms": statistics.quantiles(timed, n=20)[-1],
-        "predictions": len(timed),
+        "median_ms": statistics.median(times[WARM_UP:]),
+        "p95_ms": statistics.quantiles(times[WARM_UP:], n=20)[-1],
+        "with_python_ms": statistics.median(with_python[WARM_UP:]),
+        "predictions": TIMED,
     }
 
 
 def compute_plan(model: Any, compute_units: Any, function: str | None) -> list[tuple[str, str, str | None, float]]:
     """Each operation's name, type, preferred device and share of the estimated cost; macOS 14.4 and later.
 
-    The device is None where Core ML names none, as for constants, and the cost then 0.
+    The device is None where Core ML names none, as for constants, and the cost then 0. A plan is of a
+    package's default function: coremltools hands no other's name on.
     """
     from coremltools.models.compute_plan import MLComputePlan
 
     plan = MLComputePlan.load_from_path(model.get_compiled_model_path(), compute_units)
     program = plan.model_structure.program
     rows = []
-    for operation in program.functions[function or "main"].block.operations:
+    for operation in program.functions[function or FUNCTION].block.operations:
         usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
         cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
-        device = None if usage is None else DEVICES.get(type(usage.preferred_compute_device).__name__)
+        device = None if usage is None else _device(usage.preferred_compute_device)
         name = operation.outputs[0].name if operation.outputs else ""
-        rows.append((name, operation.operator_name, device, 0.0 if cost is None else cost.weight))
+        rows.append((name, operation.operator_name, device, 0.0 if cost is None else float(cost.weight)))
     return rows
+
+
+def _device(device: Any) -> str | None:
+    """Our name of one of coremltools' devices; None where it is of a kind coremltools does not know."""
+    from coremltools.models import compute_device
+
+    names = {
+        compute_device.MLNeuralEngineComputeDevice: NEURAL_ENGINE,
+        compute_device.MLGPUComputeDevice: GPU,
+        compute_device.MLCPUComputeDevice: CPU,
+    }
+    return next((name for kind, name in names.items() if isinstance(device, kind)), None)

@@ -607,6 +607,7 @@ _ATTENTION = (
     ),
     _row("attention scale missing", "classifier", rows(QKV, part_scaled(0, 3, 4)), QKV),
     _row("attention scale applied twice", "classifier", rows(QKV, part_scaled(0, 3, 1 / 4)), QKV),
+    _row("key bias zeroed", "classifier", constant(QKV, "bias", part_scaled(1, 3, 0)), QKV),  # softmax does not see it
     _row("query bias zeroed", "classifier", constant(QKV, "bias", part_scaled(0, 3, 0)), QKV),
     _row("einsum's arguments exchanged", "classifier", reordered(SCORES, (1, 0)), SCORES),
     _row("einsum's scores transposed", "classifier", constant(SCORES, "equation", given("bqhc,bchk->bkhq")), SCORES),
@@ -895,6 +896,8 @@ _OUTSIDE = (
     _row("input called otherwise", "features", renamed("image", "picture")),
     _row("output declared as float16", "features", described(as_float16)),
     _row("an output not declared", "features", described(lambda description: description.output.pop())),
+    _row("record's resize", "classifier", recorded("preprocessing", entry("resize", given(100)))),
+    _row("record's interpolation", "classifier", recorded("preprocessing", entry("interpolation", given("bicubic")))),
     _row("predicted feature of another name", "classifier", described(predicted_probabilities)),
     _row("record's channel order RGB", "classifier", recorded("preprocessing", entry("channel_order", given("RGB")))),
     _row("record's channel order for readers RGB", "classifier", recorded("channel_order", given("RGB"))),
@@ -930,9 +933,6 @@ UNSEEN: tuple[Sabotage, ...] = (
     _row("licence", "classifier", described(lambda description: setattr(description.metadata, "license", "none"))),
     _row("coremltools' version", "classifier", recorded("com.github.apple.coremltools.version", given("1.0"))),
     _row("text on the input", "classifier", described(lambda d: setattr(d.input[0], "shortDescription", "a picture"))),
-    # what the app does before the package sees the picture
-    _row("record's resize", "classifier", recorded("preprocessing", entry("resize", given(100)))),
-    _row("record's interpolation", "classifier", recorded("preprocessing", entry("interpolation", given("bicubic")))),
     # the two forms compute the same
     _row("record's attention packed", "classifier", recorded("attention", given("packed"))),
     # a + b is b + a
