@@ -1,9 +1,8 @@
-"""A package against PyTorch over any number of pictures: streamed, in constant memory, resumable."""
+"""A package against PyTorch, picture by picture, and over any number of them in constant memory."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
-from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.interface import CLASS_PROBABILITIES, output_names
 from mobilevit_coreml.masks import post_process_semantic_segmentation
 from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter
@@ -79,28 +77,8 @@ class Measured:
         self.points = (self.points + [(ours, theirs) for _, ours, theirs in seen.first])[:POINTS]
 
 
-def measure(
-    pictures: Iterable[Picture],
-    worker: Worker,
-    model: Model,
-    record: PackageRecord,
-    contract: Preprocessing,
-    classes: Sequence[str],
-    journal: "Journal",
-) -> Measured:
-    """Show each picture to both sides, but for those the journal has already."""
-    measured = Measured()
-    for picture in pictures:
-        seen = journal.known(picture.name)
-        if seen is None:
-            seen = _see(picture, worker, model, record, contract, classes)
-            journal.write(seen)
-        measured.add(seen)
-    return measured
-
-
 @torch.inference_mode()
-def _see(
+def see(
     picture: Picture,
     worker: Worker,
     model: Model,
@@ -108,8 +86,12 @@ def _see(
     contract: Preprocessing,
     classes: Sequence[str],
 ) -> Seen:
+    """Show one picture to both sides, which work at the same time; `classes` are the package's.
+
+    Raises BackendError for outputs that are missing, or of another size.
+    """
     image = picture.prepared()
-    worker.send("run", image)  # which works while PyTorch does
+    worker.send("run", image)
     result = model(torch.from_numpy(contract.pixels(image)))
     outputs = worker.receive()
     if record.task == CLASSIFICATION:
@@ -157,75 +139,3 @@ def _truths(
         meter.add(expected, torch.from_numpy(mask))
         meters[side] = meter
     return meters
-
-
-class Journal:
-    """A file that has what was measured of each picture, a JSON object a line, so that a run can go on where it ended.
-
-    Its first line says what is compared; one that was written of something else is an error. Without a
-    path nothing is kept.
-    """
-
-    def __init__(self, path: Path | None, subject: Mapping[str, Any]) -> None:
-        self._known: dict[str, int] = {}  # a picture to the place of its line, lest all lines be in memory
-        self._file = None
-        if path is None:
-            return
-        header = json.dumps(subject, sort_keys=True)
-        try:
-            self._file = path.open("a+b")
-        except OSError as error:
-            raise OutputError(f"journal {path}: expected a file to write to, got {error.strerror}") from None
-        self._file.seek(0)
-        first = self._file.readline()
-        if not first:
-            self._append(header)
-        elif first.decode(errors="replace").strip() != header:
-            raise InputError(
-                f"journal {path}: expected one of this package, these weights and pictures, got another's; "
-                "name another file, or remove it"
-            )
-        self._index()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def known(self, picture: str) -> Seen | None:
-        """What was measured of a picture in an earlier run."""
-        if self._file is None or picture not in self._known:
-            return None
-        self._file.seek(self._known[picture])
-        return Seen.from_values(json.loads(self._file.readline()))
-
-    def write(self, seen: Seen) -> None:
-        """Keep what was measured of a picture."""
-        if self._file is not None:
-            self._append(json.dumps(dataclasses.asdict(seen)))
-
-    def _append(self, line: str) -> None:
-        assert self._file is not None
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-
-    def _index(self) -> None:
-        """Where the line of each picture starts; a last line that was cut off by a crash is taken back."""
-        assert self._file is not None
-        for place, line in _lines(self._file):
-            if not line.endswith(b"\n"):
-                self._file.truncate(place)
-                return
-            self._known[json.loads(line)["picture"]] = place
-
-
-def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
-    place = file.tell()
-    for line in iter(file.readline, b""):
-        yield place, line
-        place = file.tell()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilevit_coreml.checkpoints.load import UNTRAINED, Checkpoint, load_checkpoint
+from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED, Checkpoint, load_checkpoint
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import read_labels
@@ -12,6 +12,8 @@ from mobilevit_coreml.model import Model
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.record import PackageRecord
 from mobilevit_coreml.request import adapted, notices_of, record_of, sized
+
+BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # weights that a name alone does not tell apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +57,9 @@ def load_original(
 
 def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
     recorded = record.weights
+    name = weights or _name(recorded)
     try:
-        checkpoint = load_checkpoint(
-            weights or _name(recorded), record.variant if recorded.untrained else None, record.task
-        )
+        checkpoint = load_checkpoint(name, record.variant if name in BY_VARIANT else None, record.task)
     except CheckpointError as error:
         if weights is not None:
             raise
@@ -66,7 +67,7 @@ def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
     found = checkpoint.source
     if (found.sha256, found.seed) != (recorded.sha256, recorded.seed):
         raise CheckpointError(
-            f"weights {weights or recorded.name}: expected {_identity(recorded)}, as the package records, "
+            f"weights {name}: expected {_identity(recorded)}, as the package records, "
             f"got {_identity(found)}; give the weights it was made of (--weights)"
         )
     return checkpoint
@@ -75,7 +76,7 @@ def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
 def _name(source: WeightsSource) -> str:
     if source.untrained:
         return UNTRAINED
-    return source.name if source.revision is None or "@" in source.name else f"{source.name}@{source.revision}"
+    return source.name if source.revision is None else f"{source.name.partition('@')[0]}@{source.revision}"
 
 
 def _identity(source: WeightsSource) -> str:

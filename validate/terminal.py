@@ -23,16 +23,17 @@ def summary(validation: Validation) -> str:
     weights = validation.record.weights
     origin = f"seed {weights.seed}" if weights.untrained else f"sha256 {weights.sha256:.12}…"
     functions = list(validation.programs)
+    shown = "1 picture" if validation.pictures == 1 else f"{validation.pictures} pictures"
     labelled = ", with labels" if validation.labelled else ""
     rows = [
         ("size", [f"{validation.bytes / MEGABYTE:.2f} MB"]),
         ("made of", [weights.name, origin]),
-        ("shown", [f"{validation.pictures} pictures{labelled}: {validation.source}"]),
+        ("shown", [f"{shown}{labelled}: {validation.source}"]),
     ]
     for function in functions:
         program = validation.programs[function]
         if len(functions) > 1:
-            rows.append((function, ["" + "-" * 20]))
+            rows.append(("function", [function]))
         rows += [(check.name, [_check(check)]) for check in (*validation.declared[function], *program.checks)]
         rows += [
             ("departs", _departure(program)),
@@ -82,7 +83,7 @@ def _run(run: Run, program: ProgramReport) -> Iterator[str]:
     yield from others
     for name in run.accuracy.get(ORIGINAL, {}):
         ours, theirs = run.accuracy[ORIGINAL][name], run.accuracy[PACKAGE][name]
-        yield f"{name} {theirs:.2%} against labels, PyTorch {ours:.2%}, difference {theirs - ours:+.2%}"
+        yield f"against labels: {name.replace('_', ' ')} {theirs:.2%}, PyTorch's {ours:.2%} ({theirs - ours:+.2%})"
     if run.latency:
         yield (
             f"loaded in {run.latency['load_seconds']:.1f} s; a prediction {run.latency['median_ms']:.2f} ms in the "

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from .backends import CORE_ML, REFERENCE, Backend, BackendError, Worker, backend
 from .core_ml import open_core_ml
 from .declared import Check, class_names, declared
 from .gates import FAIL, NOT_RUN, PASS, gate_results, gates_for, overall, verdict_of
-from .measure import ORIGINAL, PACKAGE, Journal, Measured, measure
+from .journal import Journal, open_journal
+from .measure import ORIGINAL, PACKAGE, Measured, see
 from .original import Original, load_original
 from .pictures import Picture, pictures
 from .program import ProgramReport, look_into
@@ -157,8 +158,7 @@ def validate(
             continue
         with stages(str(one)):
             classes = class_names(read[name].function) or list(original.classes)
-            path = None if journal is None else _journal_of(journal, one, name, len(functions))
-            with Journal(path, {**subject, "backend": str(one), "function": name}) as kept:
+            with _journal(journal, {**subject, "backend": str(one), "function": name}, one, name, functions) as kept:
                 run = _run(one, package, record, original, name, shown[name], classes, gates, kept, timeout, stages)
             runs.append(run)
     first = next(iter(shown.values()))
@@ -188,10 +188,14 @@ def _functions(record: PackageRecord, function: str | None) -> list[str]:
     return [function]
 
 
-def _journal_of(journal: Path, backend: Backend, function: str, functions: int) -> Path:
-    """A file for each backend and function; the plain name where there is one of each."""
-    parts = [part for part in (backend.units, function if functions > 1 else None) if part]
-    return journal.with_name("-".join([journal.stem, *parts]) + journal.suffix)
+def _journal(
+    journal: Path | None, subject: Mapping[str, Any], backend: Backend, function: str, functions: Sequence[str]
+) -> contextlib.AbstractContextManager[Journal | None]:
+    """A file for each backend and function; of the plain name where there is one of each."""
+    if journal is None:
+        return contextlib.nullcontext()
+    parts = [part for part in (backend.units, function if len(functions) > 1 else None) if part]
+    return open_journal(journal.with_name("-".join([journal.stem, *parts]) + journal.suffix), subject)
 
 
 def _run(
@@ -203,7 +207,7 @@ def _run(
     shown: Sequence[Picture],
     classes: Sequence[str],
     gates: Mapping[str, float],
-    journal: Journal,
+    journal: Journal | None,
     timeout: float,
     stages: Stages,
 ) -> Run:
@@ -215,9 +219,15 @@ def _run(
     try:
         with _worker(backend, package, record, function, named, timeout) as worker:
             with stages.steps(str(backend), len(shown)) as advance:
-                measured = measure(
-                    _counted(shown, advance), worker, original.models[function], record, contract, classes, journal
-                )
+                measured = Measured()
+                for picture in shown:
+                    seen = None if journal is None else journal.known(picture.name)
+                    if seen is None:
+                        seen = see(picture, worker, original.models[function], record, contract, classes)
+                        if journal is not None:
+                            journal.write(seen)
+                    measured.add(seen)
+                    advance()
             if backend.name == CORE_ML:
                 extras = _timed(worker, shown[0])
     except BackendError as error:
@@ -239,12 +249,6 @@ def _worker(
         captured = network_outputs(record)
         return Worker(timeout, open_reference, str(package), record.precision, function, captured)
     return Worker(timeout, open_core_ml, str(package), backend.units, named)
-
-
-def _counted(shown: Sequence[Picture], advance: Callable[[], None]) -> Iterator[Picture]:
-    for picture in shown:
-        yield picture
-        advance()
 
 
 def _timed(worker: Worker, picture: Picture) -> dict[str, Any]:
