@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from mobilevit_coreml.verification import Fidelity
 
 
-def parser() -> Parser:
+PROG = "python -m mobilevit_coreml.convert"
+
+
+def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog="python -m mobilevit_coreml.convert",
+        prog=prog,
         description="Convert a MobileViT checkpoint to a Core ML package: classifier, segmenter or features.",
     )
     parser.add_argument(
@@ -161,9 +164,9 @@ def _bytes(text: str) -> int:
     return round(float(match[1]) * {"kB": 1000, "MB": MEGABYTE}.get(match[2], 1))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
-    values = vars(parser().parse_args(arguments))
+    values = vars(parser(prog).parse_args(arguments))
 
     def command(stages: Stages) -> int:
         conversion = convert(**values, stages=stages)

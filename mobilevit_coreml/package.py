@@ -1,6 +1,7 @@
 """The package on disk: its name, and how it gets there whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -124,3 +125,15 @@ def put_in_place(staged: Path, path: Path, force: bool) -> None:
 def size_of(path: Path) -> int:
     """Bytes of a package: the sum of its files."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def digest_of(package: Path) -> str:
+    """sha256 of a package's program and weights; the rest differs from one saving to the next."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.name != "Manifest.json":
+            digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()

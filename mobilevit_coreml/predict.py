@@ -30,10 +30,13 @@ PICTURES = ("mask", "overlay", "legend")
 SHOWN = 4  # numbers of the pooled features
 
 
-def parser() -> Parser:
+PROG = "python -m mobilevit_coreml.predict"
+
+
+def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog="python -m mobilevit_coreml.predict",
+        prog=prog,
         description="Ask a package about photographs. A classifier's most probable classes are printed; of a segmenter "
         "the share of each class, and the mask, an overlay and a legend are written as pictures; of features their "
         "shape, and how alike the photographs are.",
@@ -65,9 +68,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
-    values = parser().parse_args(arguments)
+    values = parser(prog).parse_args(arguments)
 
     def command(stages: Stages) -> int:
         if values.backend == "coreml" and not core_ml_is_here():

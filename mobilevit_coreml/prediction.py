@@ -35,6 +35,16 @@ class SegmentedPhotograph:
     colors: Mapping[str, str]
 
 
+def predict(package: Path, images: Sequence[Path], backend: str = "auto", function: str | None = None) -> Iterator[Any]:
+    """What a package says of one photograph after the other, as its task's function here gives it.
+
+    A classifier's probabilities as `classify`, a segmenter's `SegmentedPhotograph` as `segment`, features as
+    `extract_features`; arguments and errors are theirs.
+    """
+    ask = {CLASSIFICATION: classify, SEGMENTATION: segment, FEATURES: extract_features}[read_record(package).task]
+    return ask(package, images, backend, function)
+
+
 def classify(
     package: Path, images: Sequence[Path], backend: str = "auto", function: str | None = None
 ) -> Iterator[dict[str, float]]:

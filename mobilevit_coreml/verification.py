@@ -43,6 +43,8 @@ LEAST_SIGNIFICANT = 16 * LEAST_PROBABILITY  # a probability below it has less th
 GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of what the network itself puts out, by the package's precision
 # Share of a mask's pixels. Where two classes come close rounding decides, and an untrained network is nowhere sure.
 MASK_GATES = {"fp16": 0.97, "fp32": 0.999}
+# Nats. Logits at their gate leave a tenth of it; probabilities that are none, or another class's, have many times more.
+KL_GATES = {"fp16": 0.05, "fp32": 0.001}
 
 
 class Bound(NamedTuple):
@@ -146,6 +148,8 @@ def default_gates(record: PackageRecord) -> dict[str, float]:
     gates = {"snr": GATES[record.precision]}
     if record.task == SEGMENTATION:
         gates["pixels"] = MASK_GATES[record.precision]
+    if record.task == CLASSIFICATION:
+        gates["kl"] = KL_GATES[record.precision]
     return gates
 
 

@@ -13,11 +13,13 @@ from mobilevit_coreml.prediction import BACKENDS
 
 from .core_ml import UNITS
 
+PROG = f"python -m {__package__}"
 
-def parser() -> Parser:
+
+def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog=f"python -m {__package__}",
+        prog=prog,
         description="Compare a Core ML package with the PyTorch model it was made of, on this machine's backends.",
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="a .mlpackage made by mobilevit_coreml")
@@ -68,19 +70,25 @@ def _units(text: str) -> list[str]:
     return units
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
-    values = parser().parse_args(arguments)
+    values = parser(prog).parse_args(arguments)
 
     def command(stages: Stages) -> int:
         for path in (values.json, values.html):
             if path is not None:
                 check_file_free(path, values.force)
+        if values.html is not None:
+            from mobilevit_coreml.pages import check_drawable
+
+            check_drawable()  # now, not after minutes
         if not values.timeout > 0:
             raise InputError(f"timeout: expected seconds above 0, got {values.timeout:g}; 600 is usual")
         from .gates import NOT_RUN, PASS, parse_gate
+        from .page import write_html
+        from .report import report_values, write_json
         from .terminal import summary
-        from .validation import validate
+        from .validation import shown_of, validate
 
         validation = validate(
             values.package,
@@ -96,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timeout=values.timeout,
             stages=stages,
         )
+        if values.json is not None:
+            write_json(values.json, report_values(validation))
+        if values.html is not None:
+            write_html(values.html, validation, shown_of(validation, values.images))
         stages.close()
         print(summary(validation))
         return {PASS: DONE, NOT_RUN: EXIT_NOT_RUN}.get(validation.verdict, FAILED)

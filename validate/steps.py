@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mobilevit_coreml.mil.passes import module_of
-from mobilevit_coreml.reference.comparison import snr
+from mobilevit_coreml.reference.comparison import decibels, snr
 from mobilevit_coreml.reference.program import Function, Operation, Ref
 
 # What MIL calls a function of torch, where it is another name
@@ -34,7 +34,7 @@ Call = tuple[str, str, int]  # a module's path, the MIL type of what it calls it
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An operation of a program against the same step in PyTorch, SNR in dB.
+    """An operation of a program against the same step in PyTorch, SNR in dB; of class indices by the share that differ.
 
     `own` is its error when the step in PyTorch gets the inputs the operation had, `accumulated` when it
     gets PyTorch's: what all operations up to it have added up to.
@@ -172,7 +172,13 @@ def _error(values: Mapping[str, Any], operation: Operation, result: Any) -> floa
 
 
 def _snr(value: Tensor, result: Tensor) -> float:
-    return snr(result, value.reshape(result.shape)) if value.numel() == result.numel() else math.nan
+    """Of real numbers; of class indices the share that differ counts as the noise."""
+    if value.numel() != result.numel():
+        return math.nan
+    value = value.reshape(result.shape)
+    if value.is_floating_point() and result.is_floating_point():
+        return snr(result, value)
+    return decibels(1.0, float((value != result).double().mean()))
 
 
 def _replaced(values: Mapping[str, Any], operation: Operation, result: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from mobilevit_coreml.command_line import Stages
 from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.package import digest_of as digest_of  # also for who compares packages
 from mobilevit_coreml.package import size_of
 from mobilevit_coreml.prediction import read_record
 from mobilevit_coreml.record import PackageRecord
@@ -133,7 +133,7 @@ def validate(
     with stages("weights"):
         original = load_original(record, weights, labels, channel_order)
         gates = gates_for(record, gates or {})
-        shown = {name: pictures(images, record.task, original.classes, original.contracts[name]) for name in functions}
+        shown = _shown(record, original, functions, images)
     with stages("program"):
         checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
         programs = {
@@ -153,8 +153,9 @@ def validate(
     subject = {"package": digest, "weights": dataclasses.asdict(record.weights), "images": str(images)}
     runs = []
     for one, name in itertools.product([*asked, *others], functions):
-        if not one.is_here:
-            runs.append(Run(one, name, NOT_RUN, "Core ML is on a Mac only"))
+        if not one.is_here or one not in asked:
+            reason = "not asked for" if one.is_here else "Core ML is on a Mac only"
+            runs.append(Run(one, name, NOT_RUN, reason))
             continue
         with stages(str(one)):
             classes = class_names(read[name].function) or list(original.classes)
@@ -177,6 +178,17 @@ def validate(
         tuple(asked),
         time.perf_counter() - start,
     )
+
+
+def shown_of(validation: Validation, images: Path | None) -> dict[str, list[Picture]]:
+    """The pictures that each function was shown."""
+    return _shown(validation.record, validation.original, list(validation.programs), images)
+
+
+def _shown(
+    record: PackageRecord, original: Original, functions: Sequence[str], images: Path | None
+) -> dict[str, list[Picture]]:
+    return {name: pictures(images, record.task, original.classes, original.contracts[name]) for name in functions}
 
 
 def _functions(record: PackageRecord, function: str | None) -> list[str]:
@@ -277,15 +289,3 @@ def _further(accuracy: Mapping[str, Mapping[str, float]], extras: Mapping[str, A
     if extras.get("latency"):
         figures["latency"] = extras["latency"]["median_ms"]
     return figures
-
-
-def digest_of(package: Path) -> str:
-    """sha256 of a package's program and weights; the rest differs from one saving to the next."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.is_file() and path.name != "Manifest.json":
-            digest.update(f"{path.relative_to(package).as_posix()}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-    return digest.hexdigest()
