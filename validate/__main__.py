@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mobilevit_coreml.atomic import check_file_free
-from mobilevit_coreml.command_line import DONE, FAILED, Parser, Stages, run
-from mobilevit_coreml.command_line import NOT_RUN as EXIT_NOT_RUN
+from mobilevit_coreml.command_line import DONE, FAILED, NOT_RUN, Parser, Stages, run
 from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.pages import check_drawable
 from mobilevit_coreml.prediction import BACKENDS
 
 from .core_ml import UNITS
@@ -22,7 +22,7 @@ def parser(prog: str = PROG) -> Parser:
         prog=prog,
         description="Compare a Core ML package with the PyTorch model it was made of, on this machine's backends.",
     )
-    parser.add_argument("package", type=Path, metavar="PACKAGE", help="a .mlpackage made by mobilevit_coreml")
+    parser.add_argument("package", nargs="?", type=Path, metavar="PACKAGE", help="made by mobilevit_coreml")
     parser.add_argument("--weights", metavar="WHAT", help="where the weights are now (default: where the record says)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, if the conversion was given them")
     parser.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB, if the conversion was given it")
@@ -56,6 +56,15 @@ def parser(prog: str = PROG) -> Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, by the schema in validate/")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst pictures")
     parser.add_argument(
+        "--golden", type=Path, metavar="DIR", help="write a test for devices: pictures, what is expected, an XCTest"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="instead: the verdict on the results.json that test wrote"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="instead, on a Mac: which form of attention and unfold is fastest"
+    )
+    parser.add_argument(
         "--journal", type=Path, metavar="FILE", help="keep each picture's figures; a run that finds them goes on"
     )
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for an answer of a backend")
@@ -75,44 +84,80 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     values = parser(prog).parse_args(arguments)
 
     def command(stages: Stages) -> int:
-        for path in (values.json, values.html):
-            if path is not None:
-                check_file_free(path, values.force)
-        if values.html is not None:
-            from mobilevit_coreml.pages import check_drawable
-
-            check_drawable()  # now, not after minutes
-        if not values.timeout > 0:
-            raise InputError(f"timeout: expected seconds above 0, got {values.timeout:g}; 600 is usual")
-        from .gates import NOT_RUN, PASS, parse_gate
-        from .page import write_html
-        from .report import report_values, write_json
-        from .terminal import summary
-        from .validation import shown_of, validate
-
-        validation = validate(
-            values.package,
-            values.weights,
-            images=values.images,
-            labels=values.labels,
-            channel_order=values.channel_order,
-            backend=values.backend,
-            compute_units=values.compute_units,
-            gates=dict(map(parse_gate, values.gate)),
-            function=values.function,
-            journal=values.journal,
-            timeout=values.timeout,
-            stages=stages,
-        )
-        if values.json is not None:
-            write_json(values.json, report_values(validation))
-        if values.html is not None:
-            write_html(values.html, validation, shown_of(validation, values.images))
+        if (values.package is None) == (values.against is None):
+            raise InputError("package: expected one, or --against with a device's results, got not just one of them")
+        if values.against is not None:
+            text, verdict = _judge(values)
+        elif values.tune:
+            text, verdict = _tune(values, stages)
+        else:
+            text, verdict = _validate(values, stages)
         stages.close()
-        print(summary(validation))
-        return {PASS: DONE, NOT_RUN: EXIT_NOT_RUN}.get(validation.verdict, FAILED)
+        print(text)
+        return {"PASS": DONE, "NOT_RUN": NOT_RUN}.get(verdict, FAILED)
 
     return run(command, stages=4)
+
+
+def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
+    """Reports are written, too, before anything is printed."""
+    from .gates import gates_for, parse_gate
+    from .golden import check_place, write_golden
+    from .page import write_html
+    from .report import report_values, write_json
+    from .terminal import summary
+    from .validation import shown_of, validate
+
+    for path in (values.json, values.html):
+        if path is not None:
+            check_file_free(path, values.force)
+    if values.html is not None:
+        check_drawable()
+    if values.golden is not None:
+        check_place(values.golden, values.force)
+    if not values.timeout > 0:
+        raise InputError(f"timeout: expected seconds above 0, got {values.timeout:g}; 600 is usual")
+    asked = dict(map(parse_gate, values.gate))
+    validation = validate(
+        values.package,
+        values.weights,
+        images=values.images,
+        labels=values.labels,
+        channel_order=values.channel_order,
+        backend=values.backend,
+        compute_units=values.compute_units,
+        gates=asked,
+        function=values.function,
+        journal=values.journal,
+        timeout=values.timeout,
+        stages=stages,
+    )
+    shown = shown_of(validation, values.images)
+    if values.json is not None:
+        write_json(values.json, report_values(validation))
+    if values.html is not None:
+        write_html(values.html, validation, shown)
+    if values.golden is not None:
+        record, original = validation.record, validation.original
+        gates = gates_for(record, asked)
+        write_golden(
+            values.golden, values.package, record, original, shown, gates, validation.digest, force=values.force
+        )
+    return summary(validation), validation.verdict
+
+
+def _judge(values: argparse.Namespace) -> tuple[str, str]:
+    from .against import judge, summary
+
+    judgement = judge(values.against, values.golden, values.compute_units)
+    return summary(judgement), judgement.verdict
+
+
+def _tune(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
+    from .tune import tune, tuning_table
+
+    tuning = tune(values.package, values.weights, values.compute_units, values.timeout, stages)
+    return tuning_table(tuning), tuning.verdict
 
 
 if __name__ == "__main__":
