@@ -19,7 +19,7 @@ from .core_ml import UNITS
 
 REFERENCE, CORE_ML = "reference", "coreml"
 LONGEST = 86400.0  # seconds: a day is as good as forever, and the system's clocks take no infinity
-GRACE = 3  # seconds to end in good order: Core ML's compiled copy of a package goes with the process that made it
+GRACE = 2  # seconds to end in good order: Core ML's compiled copy of a package goes with the process that made it
 Handlers = Mapping[str, Callable[[Any], Any]]
 
 

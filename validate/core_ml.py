@@ -83,7 +83,8 @@ def compute_plan(model: Any, compute_units: Any, function: str | None) -> list[t
         cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
         device = None if usage is None else _device(usage.preferred_compute_device)
         name = operation.outputs[0].name if operation.outputs else ""
-        rows.append((name, operation.operator_name, device, 0.0 if cost is None else float(cost.weight)))
+        kind = operation.operator_name.rpartition(".")[2]  # ios16.conv, but const
+        rows.append((name, kind, device, 0.0 if cost is None else float(cost.weight)))
     return rows
 
 
