@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mobilevit_coreml.atomic import check_file_free
 from mobilevit_coreml.command_line import DONE, FAILED, NOT_RUN, Parser, Stages, run
+from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.pages import check_drawable
 from mobilevit_coreml.prediction import BACKENDS
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         print(text)
         return {"PASS": DONE, "NOT_RUN": NOT_RUN}.get(verdict, FAILED)
 
-    return run(command, stages=4)
+    forms = len(UNFOLD_FORMS) * len(ATTENTION_FORMS)
+    return run(command, stages=1 + forms if values.tune else 4)
 
 
 def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:

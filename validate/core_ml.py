@@ -18,6 +18,7 @@ UNITS = {  # Core ML's names of what may run a model, and coremltools'
     "all": "ALL",
 }
 NEURAL_ENGINE, GPU, CPU = "neuralEngine", "gpu", "cpu"
+WITH_NEURAL_ENGINE = ("cpuAndNeuralEngine", "all")  # units on which something can run there
 WARM_UP, TIMED = 10, 100  # predictions of one picture
 NOT_LOADED = "You will not be able to run predict"  # how coremltools' warning starts
 

@@ -57,7 +57,7 @@ def load_original(
 
 def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
     recorded = record.weights
-    name = weights or _name(recorded)
+    name = weights or recorded_name(recorded)
     try:
         checkpoint = load_checkpoint(name, record.variant if name in BY_VARIANT else None, record.task)
     except CheckpointError as error:
@@ -73,7 +73,8 @@ def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _name(source: WeightsSource) -> str:
+def recorded_name(source: WeightsSource) -> str:
+    """What `load_checkpoint` finds the same weights by."""
     if source.untrained:
         return UNTRAINED
     return source.name if source.revision is None else f"{source.name.partition('@')[0]}@{source.revision}"

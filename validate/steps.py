@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,8 @@ def compare_steps(
     results: dict[Call, Any] = {}
     end = _followed(model, run, results.setdefault)
     operations = _operations(function, model, results)
-    ends = dict(zip(_ends(function, operations.values()), _tensors(end), strict=False))
+    paired = {operation.name for operation in operations.values()}
+    ends = {name: one for name, one in zip(_ends(function), _tensors(end), strict=False) if name not in paired}
     accumulated = {one.name: _error(values, one, results[call]) for call, one in operations.items()}
     accumulated |= {name: _snr(values[name], result) for name, result in ends.items()}
     own: dict[str, float] = {}
@@ -73,7 +74,8 @@ def compare_steps(
         return _replaced(values, operation, result)
 
     end = _followed(model, run, replaced)
-    own |= {name: _snr(values[name], result) for name, result in zip(ends, _tensors(end), strict=False)}
+    results_of_all = dict(zip(_ends(function), _tensors(end), strict=False))
+    own |= {name: _snr(values[name], results_of_all[name]) for name in ends}
     paths = {one.name: path for (path, _, _), one in operations.items()}
     return [
         Step(one.name, one.type, paths.get(one.name, ""), own[one.name], accumulated[one.name])
@@ -151,13 +153,10 @@ def _number(operation: Operation) -> int:
     return int(match[1]) if match else 1
 
 
-def _ends(function: Function, paired: Iterable[Operation]) -> Iterator[str]:
-    """The values a program puts out, a classifier's before its classes are named."""
-    names = {operation.name for operation in paired}
-    last = function.operations[-1]
-    probabilities = last.inputs.get("probabilities")
-    outputs = [probabilities.name] if isinstance(probabilities, Ref) else function.outputs
-    return (name for name in outputs if name not in names)
+def _ends(function: Function) -> Sequence[str]:
+    """The values a program puts out, in the order of the model's; a classifier's before its classes are named."""
+    probabilities = function.operations[-1].inputs.get("probabilities")
+    return [probabilities.name] if isinstance(probabilities, Ref) else function.outputs
 
 
 def _tensors(result: Any) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from mobilevit_coreml.package import MEGABYTE
 from mobilevit_coreml.reference.comparison import FP16_MAX
 from mobilevit_coreml.verification import GateResult, figure_lines
 
+from .core_ml import NEURAL_ENGINE
 from .declared import Check
 from .gates import FAIL, NOT_RUN, PASS
 from .measure import ORIGINAL, PACKAGE
@@ -38,7 +39,7 @@ def summary(validation: Validation) -> str:
         rows += [
             ("departs", _departure(program)),
             ("fp16 range", list(_range(program)) if validation.record.precision == "fp16" else []),
-            *((str(run.backend), list(_run(run, program))) for run in validation.runs if run.function == function),
+            *((run.backend.name, list(_run(run, program))) for run in validation.runs if run.function == function),
             ("forecast", _forecast(program)),
         ]
     rows += [
@@ -74,23 +75,27 @@ def _range(program: ProgramReport) -> Iterator[str]:
 
 
 def _run(run: Run, program: ProgramReport) -> Iterator[str]:
+    units = f"{run.backend.units}: " if run.backend.units else ""
     if run.fidelity is None:
-        yield f"{run.verdict}, {run.reason}"
+        yield f"{units}{run.verdict}, {run.reason}"
         return
     gates = {result.name: result.gate for result in run.results if result.figure is not None}
     first, *others = figure_lines(run.fidelity.with_gates(gates), "PyTorch fp32")
-    yield f"{run.verdict}, {first}"
+    yield f"{units}{run.verdict}, {first}"
     yield from others
     for name in run.accuracy.get(ORIGINAL, {}):
         ours, theirs = run.accuracy[ORIGINAL][name], run.accuracy[PACKAGE][name]
         yield f"against labels: {name.replace('_', ' ')} {theirs:.2%}, PyTorch's {ours:.2%} ({theirs - ours:+.2%})"
     if run.latency:
         yield (
-            f"loaded in {run.latency['load_seconds']:.1f} s; a prediction {run.latency['median_ms']:.2f} ms in the "
-            f"median, {run.latency['p95_ms']:.2f} ms at the 95th percentile of {run.latency['predictions']:.0f}"
+            f"compiled in {run.latency['compile_seconds']:.1f} s, loaded in {run.latency['load_seconds']:.1f} s; "
+            f"of {run.latency['predictions']:.0f} predictions the median took {run.latency['median_ms']:.2f} ms, "
+            f"95 % at most {run.latency['p95_ms']:.2f} ms"
         )
     yield from _devices(run, program)
     yield from (_missed(result) for result in run.results if result.passed is False)
+    if run.reason:
+        yield run.reason
     unmeasured = [result.name for result in run.results if result.passed is None]
     if unmeasured:
         yield f"{NOT_RUN} here: gate {', '.join(unmeasured)}"
@@ -106,8 +111,8 @@ def _devices(run: Run, program: ProgramReport) -> Iterator[str]:
     shares = (f"{device} {count} operations, {costs[device]:.0%} of the cost" for device, count in counts.most_common())
     yield f"planned: {'; '.join(shares)}"
     modules = {step.operation: step.module for step in program.steps}
-    left = [one for one in placed if one.device != "neuralEngine"]
-    if counts["neuralEngine"]:
+    left = [one for one in placed if one.device != NEURAL_ENGINE]
+    if counts[NEURAL_ENGINE]:
         for one in itertools.islice(left, LISTED):
             yield f"  left the Neural Engine: {one.type} {one.operation} {modules.get(one.operation, '')}".rstrip()
         if len(left) > LISTED:

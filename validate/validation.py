@@ -18,7 +18,7 @@ from mobilevit_coreml.reference.program import read_package
 from mobilevit_coreml.verification import Fidelity, GateResult, network_outputs
 
 from .backends import CORE_ML, REFERENCE, Backend, BackendError, Worker, backends_for, open_reference
-from .core_ml import open_core_ml
+from .core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE, open_core_ml
 from .declared import Check, class_names, declared
 from .gates import FAIL, NOT_RUN, PASS, gate_results, gates_for, overall, verdict_of
 from .journal import Journal, open_journal
@@ -66,7 +66,7 @@ class Validation:
     """All there is to say of a package.
 
     `declared` and `programs` are by function. `asked` are the backends the verdict depends on; runs of
-    others are there to say that they were not run.
+    others are there to say that they were not run. `gates` are the names of those the user asked for.
     """
 
     package: Path
@@ -81,6 +81,7 @@ class Validation:
     programs: Mapping[str, ProgramReport]
     runs: tuple[Run, ...]
     asked: tuple[Backend, ...]
+    gates: tuple[str, ...]
     seconds: float
 
     @property
@@ -94,9 +95,12 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """Of the package itself and all backends that were asked for."""
+        """Of the package itself, and all backends and gates that were asked for."""
         own = [PASS if check.passed else FAIL for _, check in self.checks]
-        return overall([*own, *(run.verdict for run in self.runs if run.backend in self.asked)])
+        runs = [run for run in self.runs if run.backend in self.asked]
+        measured = {result.name for run in runs for result in run.results if result.passed is not None}
+        gates = [PASS if name in measured else NOT_RUN for name in self.gates]
+        return overall([*own, *gates, *(run.verdict for run in runs)])
 
 
 def validate(
@@ -132,6 +136,7 @@ def validate(
         read = {name: read_package(package, name) for name in functions}
     with stages("weights"):
         original = load_original(record, weights, labels, channel_order)
+        asked_gates = tuple(gates or ())
         gates = gates_for(record, gates or {})
         shown = _shown(record, original, functions, images)
     with stages("program"):
@@ -176,6 +181,7 @@ def validate(
         programs,
         tuple(runs),
         tuple(asked),
+        asked_gates,
         time.perf_counter() - start,
     )
 
@@ -228,6 +234,7 @@ def _run(
     contract = original.contracts[function]
     named = function if record.sizes else None  # only a package of several functions has names for Core ML
     extras: dict[str, Any] = {}
+    reason = ""
     try:
         with _worker(backend, package, record, function, named, timeout) as worker:
             with stages.steps(str(backend), len(shown)) as advance:
@@ -241,15 +248,20 @@ def _run(
                     measured.add(seen)
                     advance()
             if backend.name == CORE_ML:
-                extras = _timed(worker, shown[0])
+                extras["latency"] = worker.ask("latency", shown[0].prepared())
+                try:
+                    extras["plan"] = tuple(PlannedOperation(*row) for row in worker.ask("plan"))
+                except BackendError as error:  # before macOS 14.4 there is none to be had
+                    reason = f"no compute plan: {error}"
     except BackendError as error:
         return Run(backend, function, FAIL, str(error), time.perf_counter() - start)
     fidelity = measured.meters.fidelity({})
     accuracy = {side: _accuracy(meter) for side, meter in measured.truths.items()}
-    figures = {**fidelity.figures, **_further(accuracy, extras)}
+    figures = {**fidelity.figures, **_further(backend, accuracy, extras)}
     results = gate_results(gates, figures)
     verdict = verdict_of(results)
-    reason = "" if verdict != NOT_RUN else f"none of the gates {', '.join(gates)} could be measured"
+    if verdict == NOT_RUN:
+        reason = f"none of the gates {', '.join(gates)} could be measured"
     seconds = time.perf_counter() - start
     return Run(backend, function, verdict, reason, seconds, fidelity, results, accuracy, measured, **extras)
 
@@ -263,29 +275,22 @@ def _worker(
     return Worker(timeout, open_core_ml, str(package), backend.units, named)
 
 
-def _timed(worker: Worker, picture: Picture) -> dict[str, Any]:
-    """How fast Core ML is, and where it means to run what."""
-    latency = worker.ask("latency", picture.prepared())
-    plan: tuple[PlannedOperation, ...] = ()
-    with contextlib.suppress(BackendError):  # before macOS 14.4 there is no plan to be had
-        plan = tuple(PlannedOperation(*row) for row in worker.ask("plan"))
-    return {"latency": latency, "plan": plan}
-
-
 def _accuracy(meter: Any) -> dict[str, float]:
     result = dataclasses.asdict(meter.result())
     return {name: result[name] for name in ("top1", "top5", "mean_iou", "pixel_agreement") if name in result}
 
 
-def _further(accuracy: Mapping[str, Mapping[str, float]], extras: Mapping[str, Any]) -> dict[str, float]:
+def _further(
+    backend: Backend, accuracy: Mapping[str, Mapping[str, float]], extras: Mapping[str, Any]
+) -> dict[str, float]:
     """The figures that a conversion does not have, by the names of their gates."""
     figures = {}
     if accuracy:
         name = "top1" if "top1" in accuracy[ORIGINAL] else "mean_iou"
         figures["accuracy-loss"] = accuracy[ORIGINAL][name] - accuracy[PACKAGE][name]
     placed = [one for one in extras.get("plan", ()) if one.device is not None]
-    if placed:
-        figures["neural-engine"] = sum(one.device == "neuralEngine" for one in placed) / len(placed)
+    if placed and backend.units in WITH_NEURAL_ENGINE:
+        figures["neural-engine"] = sum(one.device == NEURAL_ENGINE for one in placed) / len(placed)
     if extras.get("latency"):
         figures["latency"] = extras["latency"]["median_ms"]
     return figures

@@ -90,7 +90,7 @@ def test_core_ml_is_not_run_here(classifier: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert f"{classifier}: NOT_RUN\n" in printed
     for unit in ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all"):
-        assert re.search(rf"coreml {unit} +NOT_RUN, Core ML is on a Mac only", printed)
+        assert f"coreml       {unit}: NOT_RUN, Core ML is on a Mac only" in printed
 
 
 @pytest.mark.usefixtures("in_process")
@@ -100,7 +100,7 @@ def test_core_ml_is_not_run_here(classifier: Path, capsys: pytest.CaptureFixture
         ("snr=20", 0, "reference    PASS"),
         ("snr=90", 1, "gate snr: expected at least 90 dB, got "),
         ("kl=0", 1, "gate kl: expected at most 0 nats, got "),
-        ("pixels=0.9", 0, "NOT_RUN here: gate pixels"),
+        ("pixels=0.9", 3, "NOT_RUN here: gate pixels"),
     ],
 )
 def test_gates(classifier: Path, gate: str, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +200,14 @@ def test_a_package_that_somebody_else_made(tmp_path: Path, classifier: Path) -> 
         validate(copy)
 
 
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_an_interruption_leaves_no_process(classifier: Path, tmp_path: Path) -> None:
     for index, image in enumerate(drawn_images(80, 80, 8)):
         for copy in range(40):
@@ -217,8 +225,7 @@ def test_an_interruption_leaves_no_process(classifier: Path, tmp_path: Path) -> 
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
     assert err == b"interrupted: nothing half-made is left\n"
-    with pytest.raises(ProcessLookupError):  # soon nobody is left of its group
-        while time.monotonic() < deadline:
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
+    while alive(process.pid):  # what multiprocessing starts for itself ends a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert 3 < len(journal.read_bytes().splitlines()) < 321
