@@ -1,8 +1,15 @@
 """The errors a user can cause. One line each: what, expected, got, what to do."""
 
+MAX_CHARACTERS = 20_000  # all keys of a checkpoint that do not fit are fewer
+
 
 class MobileViTError(Exception):
     """Base of every error this package raises on purpose; command lines print it and exit with 2."""
+
+    def __init__(self, message: str) -> None:
+        # one line, whatever was in the file that it quotes: line ends and what steers a terminal are shown as escapes
+        shown = message[:MAX_CHARACTERS]
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in shown))
 
 
 class ConfigError(MobileViTError):

@@ -178,7 +178,7 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
     except Exception as error:  # Pillow's parsers raise what broken EXIF happens to lead to
         raise InputError(f"image: expected sound EXIF data, got {type(error).__name__}; strip them") from None
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if "transparency" in image.info:  # of a palette, which Pillow would warn of
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -258,7 +258,7 @@ def from_timm(values: Mapping[str, Any], default: Preprocessing, source: str) ->
             raise CheckpointError(f"{source}: crop_pct: expected a share, 0.1 to 1, got {share!r}; 0.9 is usual")
         resize = math.floor(min(crop) / share)
     interpolation = settings.get("interpolation", default.interpolation)
-    if interpolation not in INTERPOLATIONS:
+    if interpolation not in tuple(INTERPOLATIONS):  # of a tuple, since JSON may have a list there, without a hash
         raise CheckpointError(
             f"{source}: interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {interpolation!r:.60}; "
             "bicubic is usual"

@@ -69,6 +69,8 @@ def reasons(validation: Validation) -> Iterator[str]:
     for function, program in validation.programs.items():
         if program.departure is not None:
             yield f"{_of(function, several)}first departure: {departure_text(program.departure)}"
+    if validation.unmeasured:
+        yield f"gate {', '.join(validation.unmeasured)}: not measured on any backend"
     for run in validation.runs:
         if run.backend in validation.asked and run.verdict != PASS:
             missed = [gate_text(result) for result in run.results if result.passed is False]

@@ -97,10 +97,14 @@ class Validation:
     def verdict(self) -> str:
         """Of the package itself, and all backends and gates that were asked for."""
         own = [PASS if check.passed else FAIL for _, check in self.checks]
-        runs = [run for run in self.runs if run.backend in self.asked]
-        measured = {result.name for run in runs for result in run.results if result.passed is not None}
-        gates = [PASS if name in measured else NOT_RUN for name in self.gates]
-        return overall([*own, *gates, *(run.verdict for run in runs)])
+        runs = [run.verdict for run in self.runs if run.backend in self.asked]
+        return overall([*own, *runs, *(NOT_RUN for _ in self.unmeasured)])
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The gates asked for that no backend could measure."""
+        measured = {result.name for run in self.runs for result in run.results if result.passed is not None}
+        return [name for name in self.gates if name not in measured]
 
 
 def validate(

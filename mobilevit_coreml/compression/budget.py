@@ -77,18 +77,18 @@ def meet(
 
 def budget_steps() -> int:
     """How many packages `meet` builds at most."""
-    return 1 + max(TRIES + len(CURVE), HALVINGS + 1)
+    return 1 + max(TRIES + len(CURVE), HALVINGS)
 
 
 def _within(size: int, rest: int, least: int, built_of: Callable[[float], Point]) -> Point:
-    margin = 0
     if size < least:
         raise _too_small(size, built_of(0).bytes)
+    room = float(size - rest)
     for _ in range(TRIES):
-        point = built_of(size - rest - margin)
+        point = built_of(room)
         if point.bytes <= size:
             return point
-        margin += point.bytes - size + SPARE
+        room = min(room, total_bytes(point.choice)) - (point.bytes - size + SPARE)  # less than this choice takes
     raise _too_small(size, point.bytes)
 
 

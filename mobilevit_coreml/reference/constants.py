@@ -83,7 +83,8 @@ def type_of(value_type: Any) -> tuple[str, tuple[int, ...]]:
     if value_type.WhichOneof("type") != "tensorType":
         return "", ()
     tensor = value_type.tensorType
-    name = MIL.DataType.Name(tensor.dataType)
+    known = MIL.DataType.DESCRIPTOR.values_by_number.get(tensor.dataType)
+    name = known.name if known is not None else f"type {tensor.dataType}"
     shape = tuple(
         int(dimension.constant.size) if dimension.WhichOneof("dimension") == "constant" else -1
         for dimension in tensor.dimensions
@@ -147,6 +148,8 @@ def to_tensor(array: Array) -> Tensor:
 
 def _unpack_bits(packed: Array, bits: int, count: int) -> Array:
     """`count` unsigned values of `bits` bits, packed least significant bit first."""
+    if not 0 <= count * bits <= packed.nbytes * 8:  # numpy would add zeros, terabytes of them where a shape says so
+        raise ValueError(f"{packed.nbytes} bytes for {count} values of {bits} bits")
     flat = np.unpackbits(packed.view(np.uint8).reshape(-1), count=count * bits, bitorder="little")
     return np.packbits(flat.reshape(count, bits), axis=1, bitorder="little")[:, 0]
 
@@ -189,6 +192,8 @@ def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Array | None
     for axis, (size, count) in enumerate(zip(indices.shape, groups, strict=True)):
         group = np.arange(size) // (size // count)
         table = table * count + group.reshape([-1 if i == axis else 1 for i in range(indices.ndim)])
+    if indices.size * lut.shape[-1] > MAX_ELEMENTS:
+        raise ValueError(f"{indices.size} indices of vectors of {lut.shape[-1]}")
     vectors = lut.reshape(-1, *lut.shape[-2:])[table, indices]  # indices' shape, then the vector
     if lut.shape[-1] == 1:
         return vectors[..., 0]
@@ -234,6 +239,8 @@ def constexpr_sparse_blockwise_shift_scale(
 
 def _spread(values: Array, shape: tuple[int, ...]) -> Array:
     """One value a block to one an element."""
+    if values.ndim != len(shape):
+        raise ValueError(f"{values.ndim} dimensions of blocks for {len(shape)} of data")
     for axis, size in enumerate(shape):
         values = np.repeat(values, size // values.shape[axis], axis=axis)
     return values

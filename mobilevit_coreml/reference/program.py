@@ -236,6 +236,7 @@ def _read_operation(entry: Any, weights: Weights) -> Operation:
     )
 
 
+_COLOR_LAYOUTS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 _ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 
 
@@ -255,7 +256,11 @@ def _read_feature(feature: Any) -> Feature:
 
 
 def _read_image(name: str, image: Any, optional: bool) -> Feature:
-    layout = image.ColorSpace.Name(image.colorSpace)
+    layout = _COLOR_LAYOUTS.get(image.colorSpace)
+    if layout is None:
+        raise UnsupportedError(
+            f"feature {name}: expected one of {', '.join(_COLOR_LAYOUTS.values())}, got colour space {image.colorSpace}"
+        )
     sizes = tuple((int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes)
     limits: tuple[tuple[int, int], ...] = ()
     if image.WhichOneof("SizeFlexibility") == "imageSizeRange":

@@ -73,6 +73,23 @@ def test_a_size_is_kept_however_the_estimates_err(size: int, surplus: float) -> 
     assert chosen.bytes >= min(size - CURVE_BYTES, most) - 2 * abs(surplus) * len(CANDIDATES) - 25_000
 
 
+def test_a_size_is_met_where_choices_lie_far_apart() -> None:
+    """A choice that leaves room of its own comes out over the size: less than what it takes has to be asked for."""
+    coarse = {
+        f"layer {number}": [
+            Candidate(form, form.stored_bytes((1024, 512)), 10 ** (-0.6 * form.bits), None) for form in FORMS
+        ]
+        for number in range(3)
+    }
+    surplus = 20_000.0
+    size = REST + 3 * Format(PALETTE, 8).stored_bytes((1024, 512)) + round(3 * surplus) - 1000 + CURVE_BYTES
+    builder = Builder(surplus)
+    chosen, _ = meet(Budget(max_bytes=size + 40_000), coarse, builder, builder.advance)
+    assert chosen.bytes <= size + 40_000
+    chosen, _ = meet(Budget(max_bytes=size), coarse, builder, builder.advance)
+    assert chosen.bytes <= size
+
+
 def test_a_size_above_half_precision_is_half_precision() -> None:
     chosen, _ = meet(Budget(max_bytes=10**7), CANDIDATES, Builder())
     assert not is_compressed(chosen)

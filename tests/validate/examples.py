@@ -52,7 +52,8 @@ def good(kind: str) -> Validation:
     """Of a package by its name in PACKAGES; a classifier's with labelled pictures."""
     images = directory() / "labelled" if kind == "classifier" else None
     with patch("validate.validation.Worker", InProcess):
-        return validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
+        validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
+    return dataclasses.replace(validation, gates=())  # what nothing here measures is shown, and decides nothing
 
 
 @cache

@@ -37,7 +37,7 @@ OUTSIDE = {
     "record's activation relu": "record",
     "record's epsilon 1e-2": "record",
     "record's rates exchanged": "record",
-    "record's output logits": "record",
+    "record's output logits": "outputs",
     "untrained, and not said": "record",
     "digest of other weights": None,
     "another seed": None,
