@@ -19,10 +19,13 @@ MAX_JOBS = 64
 LABEL = 12  # columns for a name in a table
 
 
-def parser() -> Parser:
+PROG = f"python -m {__package__}"
+
+
+def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
-        prog=f"python -m {__package__}",
+        prog=prog,
         description="Build and verify the packages of recipes, with a report beside each and a catalogue of all.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes; --list lists them")
@@ -54,9 +57,9 @@ def _jobs(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
-    values = parser().parse_args(arguments)
+    values = parser(prog).parse_args(arguments)
     if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, and by the processes that build
 

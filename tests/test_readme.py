@@ -24,7 +24,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     segmenter.rename("DeepLabV3_MobileViT_S_fp16.mlpackage")
     for name in ("cat.jpg", "street.jpg"):
         drawn_images(300, 400, 1)[0].save(name)
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(block, {})
 
