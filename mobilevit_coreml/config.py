@@ -103,11 +103,12 @@ class MobileViTConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        if isinstance(self.id2label, Mapping):
-            object.__setattr__(self, "id2label", labels_from_mapping(self.id2label, "id2label"))
-        elif not isinstance(self.id2label, tuple | list):
-            raise ConfigError(f"id2label: expected the name of each class by its index, got {self.id2label!r:.60}")
-        object.__setattr__(self, "id2label", tuple(self.id2label))
+        names: Any = self.id2label
+        if isinstance(names, Mapping | list):
+            by_index = names if isinstance(names, Mapping) else dict(enumerate(names))
+            object.__setattr__(self, "id2label", labels_from_mapping(by_index, "id2label"))
+        elif not isinstance(names, tuple):
+            raise ConfigError(f"id2label: expected the name of each class by its index, got {names!r:.60}")
 
     def _check_sizes(self) -> None:
         for name, low, high in (

@@ -1,6 +1,10 @@
 """Pictures: the user's, read safely, and the ones drawn to verify a package where there are none."""
 
+import contextlib
+import os
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +17,21 @@ MAX_PIXELS = 150_000_000  # of one picture; past most cameras, 450 MB as RGB
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS: Pillow would call Ghostscript for it
 DRAWN = 8  # pictures in the fixed set
 SEED = 0
+_STDERR = threading.Lock()  # there is one for all threads
 
 
 def read_image(path: Path) -> Image.Image:
     """A decoded picture; raises InputError for what is none, is truncated, or is larger than MAX_PIXELS."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded below instead
-            image = Image.open(path, formats=FORMATS)
-        with image:
+        # an error says it in one line, and large ones are bounded below
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
                     f"image {path}: expected at most {MAX_PIXELS} pixels, got {image.width}x{image.height}; "
                     "scale it down"
                 )
-            image.load()
+            with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
             return image
     except InputError:
         raise
@@ -36,6 +40,20 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(
             f"image {path}: expected a picture Pillow can read, got {reason or type(error).__name__}; check the file"
         ) from None
+
+
+@contextlib.contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Nothing on stderr: libtiff writes there itself, past Python, what Pillow raises afterwards."""
+    with _STDERR:
+        kept = os.dup(2)
+        try:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def images_in(directory: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """A package asked about photographs: by Core ML on a Mac, by the reference evaluator anywhere."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, MobileViTError, PackageError
-from mobilevit_coreml.interface import CLASS_PROBABILITIES, IMAGE, output_names
+from mobilevit_coreml.interface import CLASS_PROBABILITIES, IMAGE, POOLED, output_names
 from mobilevit_coreml.record import PackageRecord
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def classify(
     picture, function or backend.
     """
     for _, _, outputs in _outputs(package, CLASSIFICATION, images, backend, function):
-        yield dict(sorted(outputs[CLASS_PROBABILITIES].items(), key=lambda entry: -entry[1]))
+        with _as_recorded(package):
+            probabilities = dict(sorted(outputs[CLASS_PROBABILITIES].items(), key=lambda entry: -entry[1]))
+        yield probabilities
 
 
 def segment(
@@ -70,12 +73,13 @@ def segment(
     from mobilevit_coreml.masks import class_shares, on_photograph
 
     for record, photograph, outputs in _outputs(package, SEGMENTATION, images, backend, function):
-        (name,) = output_names(record.task, record.outputs)
-        output = np.asarray(outputs[name])
         covered = _contract(record, function).covered(photograph.size)
-        class_map = on_photograph(output[0] if output.ndim == 4 else output, covered, photograph.size)
-        colors = dict(zip(record.labels, record.colors, strict=True))
-        yield SegmentedPhotograph(photograph, class_map, class_shares(class_map, record.labels), colors)
+        with _as_recorded(package):
+            (name,) = output_names(record.task, record.outputs)
+            output = np.asarray(outputs[name])
+            class_map = on_photograph(output[0] if output.ndim == 4 else output, covered, photograph.size)
+            shares = class_shares(class_map, record.labels)
+        yield SegmentedPhotograph(photograph, class_map, shares, dict(zip(record.labels, record.colors, strict=True)))
 
 
 def extract_features(
@@ -83,7 +87,11 @@ def extract_features(
 ) -> Iterator[dict[str, "np.ndarray[Any, Any]"]]:
     """`pooled` (1, C), `featureMap` (1, C, H, W) and perhaps the stages' maps, float32, as for `classify`."""
     for record, _, outputs in _outputs(package, FEATURES, images, backend, function):
-        yield {name: outputs[name] for name in output_names(record.task, record.outputs)}
+        with _as_recorded(package):
+            features = {name: outputs[name] for name in output_names(record.task, record.outputs)}
+            if features[POOLED].ndim != 2 or any(len(array) != 1 for array in features.values()):
+                raise ValueError("arrays of other shapes")
+        yield features
 
 
 def cosine_similarities(pooled: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -102,10 +110,21 @@ def read_record(package: Path) -> PackageRecord:
     metadata = dict(read_specification(package).description.metadata.userDefined)
     try:
         return PackageRecord.from_metadata(metadata)
-    except (KeyError, ValueError, TypeError, AttributeError, MobileViTError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, MobileViTError) as error:
         raise PackageError(
             f"package {package}: expected the record of a conversion by mobilevit_coreml, got none that is whole "
             f"({error}); convert the checkpoint with mobilevit_coreml"
+        ) from None
+
+
+@contextlib.contextmanager
+def _as_recorded(package: Path) -> Iterator[None]:
+    """PackageError for outputs that are not what the package's record says."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, InputError) as error:
+        raise PackageError(
+            f"package {package}: expected outputs as its record says, got others ({error}); convert it again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
@@ -174,7 +175,8 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
     if image.mode == "F":
         raise InputError("image: expected integers of 8 or 16 bits, got floating point; convert it first")
     try:
-        image = ImageOps.exif_transpose(image)
+        with warnings.catch_warnings(action="ignore"):  # of EXIF data that can be read nevertheless
+            image = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's parsers raise what broken EXIF happens to lead to
         raise InputError(f"image: expected sound EXIF data, got {type(error).__name__}; strip them") from None
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to 255

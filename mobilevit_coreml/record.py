@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mobilevit_coreml.checkpoints.source import WeightsSource
+from mobilevit_coreml.config import TASKS
 from mobilevit_coreml.interface import OutputForm
 from mobilevit_coreml.preprocessing import Preprocessing
 
@@ -43,6 +45,15 @@ class PackageRecord:
     compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task {self.task!r}")
+        if not all(isinstance(text, str) for text in self.labels) or len(self.colors) != len(self.labels):
+            raise ValueError("labels and colours that do not belong together")
+        if not all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in self.colors):
+            raise ValueError("colours that are not #RRGGBB")
+        self.by_function()  # raises where a size cannot be
+
     def by_function(self) -> dict[str, Preprocessing]:
         """The pixel contract of each of the program's functions."""
         if not self.sizes:
@@ -62,7 +73,10 @@ class PackageRecord:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "PackageRecord":
-        """From a package's user-defined metadata; KeyError, ValueError or TypeError where that is no record."""
+        """From a package's user-defined metadata; KeyError, ValueError or TypeError where that is no record.
+
+        MobileViTError, OverflowError or RecursionError where a value in it cannot be.
+        """
         values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
         values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
         pixels = values.pop("preprocessing")

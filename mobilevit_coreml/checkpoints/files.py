@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,8 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
     try:
         if is_zip:
             _check_unpacked_size(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain data; timm's training script adds it
+        # plain data, which timm's training script adds; and torch's warnings of a file it then reads or raises for
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
@@ -126,6 +128,7 @@ def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
         if inner is None:
             tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
             if tensors:
+                _check_claimed_size(tensors, path)
                 return tensors
             break
         content = inner
@@ -133,6 +136,14 @@ def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
         f"{path}: expected a state dict, alone or under one of {', '.join(WRAPPER_KEYS)}, "
         f"got {_content_text(values)}; save model.state_dict()"
     )
+
+
+def _check_claimed_size(tensors: Mapping[str, Tensor], path: Path) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if size > MAX_CHECKPOINT_BYTES:  # larger than the file: with strides of 0 a number is a tensor of any size
+        raise CheckpointError(
+            f"{path}: expected at most {MAX_CHECKPOINT_BYTES} bytes of weights, got {size}; this is no MobileViT"
+        )
 
 
 def _content_text(values: object) -> str:

@@ -120,14 +120,10 @@ def decode_array(value: Any, weights: Weights) -> Array:
     if value.WhichOneof("value") == "blobFileValue":
         array = weights.read(value.blobFileValue.fileName, value.blobFileValue.offset, dtype)
     else:
-        tensor = value.immediateValue.tensor
-        values = getattr(tensor, tensor.WhichOneof("value") or "floats").values
-        if isinstance(values, bytes):  # types without a list of their own in the protobuf
-            array = np.frombuffer(values, np.uint8 if bits < 8 else numpy_type)
-            if bits < 8:
-                array = _unpack_bits(array, bits, math.prod(shape))
-        else:
-            array = np.asarray(values)
+        try:
+            array = _immediate(value.immediateValue.tensor, bits, numpy_type, math.prod(shape))
+        except (ValueError, OverflowError) as error:
+            raise PackageError(f"constant: expected {dtype} {shape}, got {error}; the package is damaged") from None
     if array.size != math.prod(shape):
         raise PackageError(
             f"constant: expected {math.prod(shape)} values for shape {shape}, got {array.size}; the package is damaged"
@@ -135,6 +131,15 @@ def decode_array(value: Any, weights: Weights) -> Array:
     if dtype == "int4":
         array = (array.astype(np.int8) << 4) >> 4  # the sign of the low four bits
     return array.astype(numpy_type, copy=False).reshape(shape)
+
+
+def _immediate(tensor: Any, bits: int, numpy_type: str, count: int) -> Array:
+    values = getattr(tensor, tensor.WhichOneof("value") or "floats").values
+    if not isinstance(values, bytes):
+        return np.asarray(values).astype(numpy_type)
+    if bits < 8:  # types without a list of their own in the protobuf
+        return _unpack_bits(np.frombuffer(values, np.uint8), bits, count)
+    return np.frombuffer(values, numpy_type)
 
 
 def to_tensor(array: Array) -> Tensor:

@@ -46,6 +46,12 @@ class ReferenceEvaluator:
         self.path = Path(path)
         self.precision = precision
         package = read_package(self.path, function_name)
+        lost = [name for name in package.outputs if name not in package.function.outputs]
+        if lost:
+            raise PackageError(
+                f"package {path}: expected a program that puts out {', '.join(package.outputs)}, got no "
+                f"{', '.join(lost)}; the package is damaged"
+            )
         self.inputs: Mapping[str, Feature] = package.inputs
         self.outputs: Mapping[str, Feature] = package.outputs
         self.metadata: Mapping[str, str] = package.metadata
@@ -65,7 +71,10 @@ class ReferenceEvaluator:
         Raises InputError for inputs that do not fit or are NaN, or for a captured name there is not.
         """
         values = self.values(to_program(self.inputs, inputs), capture)
-        outputs = {name: from_program(feature, values[name]) for name, feature in self.outputs.items()}
+        try:
+            outputs = {name: from_program(feature, values[name]) for name, feature in self.outputs.items()}
+        except (AttributeError, ValueError, IndexError, TypeError) as error:
+            raise PackageError(f"package {self.path}: expected outputs as it declares them, got {error}") from None
         for name, value in values.items():
             if name not in outputs and isinstance(value, Tensor):
                 outputs[name] = value.numpy()

@@ -112,6 +112,8 @@ def read_package(path: Path, function_name: str | None = None) -> Package:
         function = _read_function(name, functions[name], weights)
     except PackageError as error:
         raise type(error)(f"package {path}: {error}") from None
+    except (ValueError, IndexError) as error:  # a part that is always there is not
+        raise PackageError(f"package {path}: expected a whole program, got {error}; convert or copy it again") from None
     return Package(
         {feature.name: _read_feature(feature) for feature in features.input},
         {feature.name: _read_feature(feature) for feature in features.output},

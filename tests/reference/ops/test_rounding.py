@@ -48,7 +48,7 @@ def test_fp16_rounds_inputs_and_the_result_of_each_operation(tmp_path: Path, nam
     assert (function(X, Y) != expected).any()
 
 
-@pytest.mark.parametrize("name", OPERATIONS.keys() - {"twice rounded"})
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"twice rounded"}))
 def test_fp32_rounds_nothing(tmp_path: Path, name: str) -> None:
     build, function = OPERATIONS[name]
     assert_outputs(evaluate(build, {"x": X, "y": Y}, tmp_path, "fp32"), {name: function(X, Y)})
