@@ -10,12 +10,12 @@ import signal
 import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from mobilevit_coreml.command_line import Stages
+from mobilevit_coreml.command_line import Stages, uninterruptible_children
 from mobilevit_coreml.errors import MobileViTError
 
 from .build import build
@@ -64,7 +64,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self.connection, other = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_serve, args=(other, str(scratch)), daemon=True)
-        with _one_thread(), _uninterruptible_children():
+        with _one_thread(), uninterruptible_children():
             self.process.start()
         other.close()
         self.is_alive = True
@@ -110,17 +110,6 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _uninterruptible_children() -> Iterator[None]:
-    """Block SIGINT, here for a moment, and for good in processes that start meanwhile: the terminal sends it to all."""
-    resource_tracker.ensure_running()  # which unblocks it when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(requests: Connection, scratch: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -114,6 +115,17 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     if message is not None:
         print(" ".join(message.split()), file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def uninterruptible_children() -> Iterator[None]:
+    """Block SIGINT, here for a moment, and for good in processes that start meanwhile: a terminal sends it to all."""
+    resource_tracker.ensure_running()  # which unblocks it when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def table(title: str, rows: Iterable[tuple[str, Sequence[str]]]) -> str:

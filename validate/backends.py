@@ -5,13 +5,13 @@ import dataclasses
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mobilevit_coreml.command_line import uninterruptible_children
 from mobilevit_coreml.interface import IMAGE
 from mobilevit_coreml.prediction import core_ml_is_here
 
@@ -73,7 +73,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other, self._timeout, open_, arguments), daemon=True)
-        with _uninterruptible_children():
+        with uninterruptible_children():
             self._process.start()
         other.close()
 
@@ -128,17 +128,6 @@ class Worker:
         finally:
             self._process.kill()
             self._process.join()
-
-
-@contextlib.contextmanager
-def _uninterruptible_children() -> Iterator[None]:
-    """Block SIGINT, here for a moment, and for good in processes that start meanwhile."""
-    resource_tracker.ensure_running()  # which unblocks it when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, timeout: float, open_: Callable[..., Handlers], arguments: tuple[Any, ...]) -> None:
