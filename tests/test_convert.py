@@ -445,8 +445,8 @@ def test_coremltools_is_quiet_on_import_and_heard_afterwards() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     script = (
-        "import sys, mobilevit_coreml.convert as convert\n"
-        "try: convert.main(['--help'])\n"
+        "import sys; from mobilevit_coreml.convert import main\n"
+        "try: main(['--help'])\n"
         "except SystemExit: print([name for name in ('torch', 'coremltools', 'numpy', 'PIL') if name in sys.modules])"
     )
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

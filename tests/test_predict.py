@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageColor
 from sklearn.metrics.pairwise import cosine_similarity
 
-from mobilevit_coreml import masks, predict
+from mobilevit_coreml import masks
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.config import FEATURES
 from mobilevit_coreml.images import read_image
@@ -508,7 +508,7 @@ def test_the_library_is_told_what_the_command_was(
         asked.append(arguments)
         yield {"a": 1.0}
 
-    monkeypatch.setattr(predict, "classify", classify)
+    monkeypatch.setattr(sys.modules[main.__module__], "classify", classify)
     monkeypatch.setattr(sys, "platform", "darwin")
     photo = str(photos[0])
     assert main([str(untrained_package), photo]) == 0

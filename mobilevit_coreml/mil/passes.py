@@ -1,5 +1,6 @@
 """Passes over the program at the end of coremltools' own."""
 
+import functools
 import itertools
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -46,6 +47,7 @@ def _without_backbone(path: tuple[str, ...]) -> tuple[str, ...]:
     return path[1:] if path[:1] == ("backbone",) else path
 
 
+@functools.cache
 def operation_name(path: str) -> str:
     """What the operation of a module is called that has just one; `path` is the module's in the model."""
     return "_".join(_without_backbone(tuple(path.split("."))))

@@ -64,7 +64,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("photographs")
-    for index, image in enumerate(drawn_images(160, 160, 2)):
+    for index, image in enumerate(drawn_images(160, 160, 1)):
         image.save(directory / f"{index}.png")
     return directory
 
