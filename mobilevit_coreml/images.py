@@ -1,6 +1,7 @@
 """Pictures: the user's, read safely, and the ones drawn to verify a package where there are none."""
 
 import contextlib
+import logging
 import os
 import threading
 import warnings
@@ -18,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS: Pillow
 DRAWN = 8  # pictures in the fixed set
 SEED = 0
 _STDERR = threading.Lock()  # there is one for all threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what its decoders log and raise is on stderr, too
 
 
 def read_image(path: Path) -> Image.Image:

@@ -71,6 +71,10 @@ def check_output(output: Path | None) -> None:
 
 def check_free(path: Path, force: bool) -> None:
     """Raise OutputError where something has the package's name already; only a package is ever replaced."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # coremltools saves a package there, and then cannot read it
+        raise OutputError(f"output {path}: expected a name that is text, got bytes that are none; rename it") from None
     clear_killed(path)  # first, since one may come back
     if not os.path.lexists(path):
         return

@@ -11,8 +11,11 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from pathlib import Path
 
 import pytest
+import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
+from mobilevit_coreml.config import TASKS, MobileViTConfig
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier
@@ -50,3 +53,32 @@ def untrained_model() -> ImageClassifier:
     model = ImageClassifier(checkpoint.config).eval()
     model.load_state_dict(checkpoint.state, strict=False)
     return model
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file of weights for each task, of a network as narrow as can be: 0.1 MB, for 64 pixels."""
+    directory = tmp_path_factory.mktemp("small_weights")
+    config = MobileViTConfig(
+        image_size=64,
+        hidden_sizes=(8, 8, 8),
+        neck_hidden_sizes=(8,) * 7,
+        expand_ratio=1.0,
+        mlp_ratio=1.0,
+        aspp_out_channels=8,
+        id2label=("no", "yes"),
+    )
+    paths = {task: directory / f"{task}.pth" for task in TASKS}
+    for task, path in paths.items():
+        torch.save(untrained_state(config, SEED, task), path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def small_packages(small_weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An fp16 package of each of these."""
+    directory = tmp_path_factory.mktemp("small_packages")
+    return {
+        task: convert(str(path), image_sizes=[(64, 64)], output=directory / f"{task}.mlpackage", verify=False).path
+        for task, path in small_weights.items()
+    }

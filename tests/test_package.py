@@ -124,7 +124,7 @@ def test_force_replaces(tmp_path: Path) -> None:
 
 def test_a_name_taken_in_the_meantime_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "x.mlpackage"
-    with pytest.raises(OutputError, match="expected to rename the finished package to it"), staging(path) as staged:  # noqa: PT012
+    with pytest.raises(OutputError, match="got something another run put there meanwhile"), staging(path) as staged:  # noqa: PT012
         write_package(staged)
         write_package(path, "somebody else's")
         put_in_place(staged, path, force=False)

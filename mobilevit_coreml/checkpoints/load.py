@@ -88,10 +88,15 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
                 f"--weights {weights}: expected a --variant beside it ({', '.join(VARIANTS)}), got none; add one"
             )
         return _published(weights, variant, task or CLASSIFICATION)
-    path = Path(weights).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(weights).expanduser()
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # the latter of the home of a user there is not
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise CheckpointError(f"weights {weights:.200}: expected a path, got {reason.rstrip('.')}; check it") from None
+    if is_directory:
         checkpoint = _from_directory(path, weights, task)
-    elif path.is_file():
+    elif is_file:
         checkpoint = _from_file(path, weights, task, beside={}, preprocessor={})
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
