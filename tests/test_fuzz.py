@@ -265,7 +265,8 @@ def test_labels_in_json(tmp_path_factory: pytest.TempPathFactory, values: Any) -
         assert all(name.isprintable() and name.encode() for name in read_labels(path))
 
 
-def test_class_names_of_a_configuration_are_checked_as_any_others(tmp_path: Path) -> None:
+def test_class_names_of_a_configuration_are_checked_as_any_others() -> None:
+    assert config_from_hugging_face({"id2label": ["a", "b"]}, "x").id2label == ("a", "b")
     for names in (["a", "b\nc"], ["a", "\ud800"], ["a", 1], ["a", []], []):
         assert survives(lambda names=names: config_from_hugging_face({"id2label": names}, "x"))  # type: ignore[misc]
 
@@ -546,6 +547,38 @@ def test_records_in_packages(copies: dict[str, Path]) -> None:
         survives(lambda path=path: ask(path))  # type: ignore[misc]
 
 
+CONTRADICTIONS = [
+    {"task": "features"},
+    {"task": "segmentation"},
+    {"task": "classification"},
+    {"task": "detection"},
+    {"labels": ["no"], "colors": ["#000000"]},
+    {"labels": [], "colors": []},
+    {"labels": ["no", "yes"], "colors": ["#000000"]},
+    {"labels": ["no", 1], "colors": ["#000000", "#FFFFFF"]},
+    {"labels": ["no", "yes"], "colors": ["#000000", "no colour"]},
+    {"outputs": {"type": "logits"}},
+    {"outputs": {"hidden_states": 5}},
+    {"sizes": {"size_64": [64, 64]}},
+    {"sizes": {"main": [96, 96]}},
+    {"sizes": {"main": [64]}},
+    {"precision": "fp8"},
+]
+
+
+@pytest.mark.parametrize("changes", CONTRADICTIONS, ids=str)
+def test_records_that_contradict_the_program(copies: dict[str, Path], changes: dict[str, Any]) -> None:
+    heard = []
+    for path in copies.values():
+        specification = ct.utils.load_spec(str(path))
+        for key, value in changes.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            specification.description.metadata.userDefined[METADATA_PREFIX + key] = text
+        (path / PROGRAM).write_bytes(specification.SerializeToString())
+        heard.append(survives(lambda path=path: ask(path)))  # type: ignore[misc]
+    assert any(heard)
+
+
 # Memory, and the commands.
 
 
@@ -589,6 +622,10 @@ def test_bombs_do_not_fill_the_memory(small_weights: dict[str, Path], copies: di
     state = torch.load(small_weights[CLASSIFICATION])
     wide = {key: value.reshape(-1)[:1].expand(16384, 16384) for key, value in state.items() if value.ndim}
     torch.save(wide, bombs / "wide.pth")
+    tiff = encoded(Image.new("L", (8, 8)), "TIFF")
+    place = tiff.index(struct.pack("<HHI", 277, 3, 1)) + 8
+    (bombs / "samples.x").write_bytes(tiff[:place] + struct.pack("<H", 30_000) + tiff[place + 2 :])
+    (bombs / "protocol.pth").write_bytes(b"\x80\x4d" + pickle.dumps({"a": 1}, 2)[2:])  # nor does anything warn
     package = Path(shutil.copytree(copies[CLASSIFICATION], bombs / "shape.mlpackage"))
     specification = ct.utils.load_spec(str(package))
     tensor = next(value for value in constants(specification) if value.type.tensorType.dimensions)
