@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mobilevit_coreml.command_line import Stages, uninterruptible_children
 from mobilevit_coreml.errors import MobileViTError
 
@@ -116,6 +118,7 @@ def _serve(requests: Connection, scratch: str) -> None:
     """What the process does: build for as long as there is somebody to ask."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = scratch
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which outlives a process that is ended
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):
         while True:
             task = requests.recv()

@@ -21,7 +21,7 @@ def raising(error: BaseException) -> int:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (ConfigError("size: expected 1,\ngot 2; take 1"), 2, "error: size: expected 1, got 2; take 1"),
+        (ConfigError("size: expected 1,\ngot 2; take 1"), 2, r"error: size: expected 1,\ngot 2; take 1"),
         (
             OSError(36, "File name too long", "xxx"),
             2,

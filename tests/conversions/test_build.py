@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_what_is_asked_for(asked: dict[str, Any], tmp_path: Path) -> None:
     error = error_of((RECIPE, "untrained", "", Path("photographs"), {}, tmp_path))
-    assert error == "no package"
+    assert error == r"no\npackage"
     assert (asked["weights"], asked["variant"], asked["task"]) == ("untrained", "xxs", "features")
     assert (asked["target"], asked["image_sizes"], asked["hidden_states"]) == ("iOS18", ((64, 96),), True)
     assert asked["output"] == tmp_path / "Mine.mlpackage"
