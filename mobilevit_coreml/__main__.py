@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from mobilevit_coreml import __version__
-from mobilevit_coreml.command_line import BAD_INPUT, DONE
+from mobilevit_coreml.cli.common import BAD_INPUT, DONE
 
 NAME = "mobilevit-coreml"
 COMMANDS = {
-    "convert": ("mobilevit_coreml.convert", "make a Core ML package of a checkpoint"),
-    "predict": ("mobilevit_coreml.predict", "ask a package about pictures"),
-    "validate": ("mobilevit_coreml.validate.__main__", "prove a package against the model it was made of"),
-    "conversions": ("mobilevit_coreml.conversions.__main__", "make the packages of recipes"),
+    "convert": ("mobilevit_coreml.cli.convert", "convert a checkpoint to a Core ML package"),
+    "predict": ("mobilevit_coreml.cli.predict", "run a package on images"),
+    "validate": ("mobilevit_coreml.cli.validate", "compare a package with the PyTorch model it was made from"),
+    "conversions": ("mobilevit_coreml.cli.build", "build the packages of recipes"),
 }
 
 

@@ -7,26 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml.command_line import Stages
+from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.compression.budget import Budget
 from mobilevit_coreml.compression.formats import Format
 from mobilevit_coreml.config import ATTENTION_FORMS, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
-from mobilevit_coreml.interface import OutputForm
 from mobilevit_coreml.labels import read_labels
-from mobilevit_coreml.package import (
-    check_free,
-    check_output,
-    failed_path,
-    package_name,
-    package_path,
-    put_in_place,
-    save,
-    size_of,
-    staging,
-)
-from mobilevit_coreml.preprocessing import CHANNEL_ORDERS, Preprocessing
-from mobilevit_coreml.record import FUNCTION, PackageRecord
-from mobilevit_coreml.request import (
+from mobilevit_coreml.options import (
     TARGETS,
     Size,
     adapted,
@@ -40,6 +26,20 @@ from mobilevit_coreml.request import (
     sized,
     target_for,
 )
+from mobilevit_coreml.package.files import (
+    check_free,
+    check_output,
+    failed_path,
+    package_name,
+    package_path,
+    put_in_place,
+    save,
+    size_of,
+    staging,
+)
+from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord
+from mobilevit_coreml.preprocessing import CHANNEL_ORDERS, Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -206,7 +206,7 @@ def convert(
             path, force = failed_path(path), True  # nobody keeps what failed the last time
             check_free(path, force)
         if report is not None and plan is not None:
-            from mobilevit_coreml.compression.report import write_report
+            from mobilevit_coreml.report.compression import write_report
 
             write_report(report, path, size_of(staged), plan, next(iter(quality.values())))
         put_in_place(staged, path, force)
@@ -284,7 +284,7 @@ def _views(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Tensor":
     """Crops of photographs for calibration, as the network sees them: more of them the smaller they are."""
     import torch
 
-    from mobilevit_coreml.compression.calibration import views_of
+    from mobilevit_coreml.compression.calibrate import views_of
     from mobilevit_coreml.images import read_image
 
     height, width = preprocessing.crop
@@ -302,8 +302,8 @@ def _programs(
     target: str,
 ) -> dict[str, Any]:
     """An ML Program for each function, its input and outputs described."""
-    from mobilevit_coreml.description import describe_interface
     from mobilevit_coreml.mil import program_of
+    from mobilevit_coreml.package.metadata import describe_interface
 
     programs = {}
     encodings = {} if plan is None else plan.encoded
@@ -318,8 +318,8 @@ def _programs(
 
 def _saved(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> Any:
     """The programs as one, described and saved."""
-    from mobilevit_coreml.description import describe
     from mobilevit_coreml.mil import merge_functions
+    from mobilevit_coreml.package.metadata import describe
 
     program = programs[FUNCTION] if FUNCTION in programs else merge_functions(programs, path.parent)
     describe(program, record)

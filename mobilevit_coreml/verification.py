@@ -12,16 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.interface import (
-    CLASS_PROBABILITIES,
-    IMAGE,
-    LABELS,
-    LOGITS,
-    MASK,
-    NETWORK,
-    OutputForm,
-    output_names,
-)
 from mobilevit_coreml.metrics import (
     LEAST_PROBABILITY,
     MaskFidelity,
@@ -33,8 +23,18 @@ from mobilevit_coreml.metrics import (
 )
 from mobilevit_coreml.mil.deployed import output_of_logits
 from mobilevit_coreml.model import Model
+from mobilevit_coreml.package.interface import (
+    CLASS_PROBABILITIES,
+    IMAGE,
+    LABELS,
+    LOGITS,
+    MASK,
+    NETWORK,
+    OutputForm,
+    output_names,
+)
+from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
-from mobilevit_coreml.record import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
 
 CLASSIFIER, HEAD = "classifier", "head_classifier"  # the logits: operations are named after their modules

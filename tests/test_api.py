@@ -1,7 +1,9 @@
 """The library's names, and its commands under one."""
 
+import contextlib
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,11 +31,19 @@ def test_what_is_not_there() -> None:
     assert set(mc.__all__) <= set(dir(mc)) | set(mc.__all__)
 
 
-@pytest.mark.parametrize("command", ["convert", "predict"])
-def test_importing_a_command_leaves_the_function(command: str) -> None:
-    module = importlib.import_module(f"mobilevit_coreml.{command}")
-    assert callable(module.main)
+@pytest.mark.parametrize("command", ["convert", "predict", "validate"])
+def test_a_command_cannot_take_the_place_of_the_function(command: str) -> None:
+    with pytest.raises(ImportError, match=f"run `python -m mobilevit_coreml.{command}`"):
+        importlib.import_module(f"mobilevit_coreml.{command}")
     assert inspect.isfunction(getattr(mc, command))
+
+
+def test_no_public_name_is_a_module() -> None:
+    """Whatever is imported: `import a.b` makes b an attribute of a."""
+    for module in pkgutil.walk_packages(mc.__path__, "mobilevit_coreml.", onerror=lambda _: None):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module.name)
+    assert not [name for name in mc.__all__ if inspect.ismodule(getattr(mc, name))]
 
 
 def test_importing_the_library_is_quick_and_quiet() -> None:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from mobilevit_coreml._coremltools import ct
+from mobilevit_coreml.cli.convert import main, summary
 from mobilevit_coreml.conversion import Conversion, convert
-from mobilevit_coreml.convert import main, summary
 from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
 from mobilevit_coreml.images import drawn_images
-from mobilevit_coreml.prediction import read_record
+from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from tests.peers import hugging_face_segmenter, snr
 

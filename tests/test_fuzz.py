@@ -31,18 +31,18 @@ from safetensors.torch import save
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors
 from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.cli.convert import main as convert
+from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig, config_from_hugging_face
-from mobilevit_coreml.convert import main as convert
 from mobilevit_coreml.errors import MAX_CHARACTERS, CheckpointError, MobileViTError, PackageError
 from mobilevit_coreml.images import drawn_images, read_image
+from mobilevit_coreml.inference import check_photographs, read_record
+from mobilevit_coreml.inference import predict as answers
 from mobilevit_coreml.labels import read_labels
-from mobilevit_coreml.predict import main as predict
-from mobilevit_coreml.prediction import check_photographs, read_record
-from mobilevit_coreml.prediction import predict as answers
+from mobilevit_coreml.package.metadata import METADATA_PREFIX, PackageRecord
 from mobilevit_coreml.preprocessing import default_preprocessing, from_hugging_face, from_timm
-from mobilevit_coreml.record import METADATA_PREFIX, PackageRecord
 from mobilevit_coreml.reference.constants import evaluate_constexpr
-from mobilevit_coreml.reference.program import MODEL_DIRECTORY
+from mobilevit_coreml.reference.reader import MODEL_DIRECTORY
 
 SEEDS = range(100)
 FIXED = settings(derandomize=True, max_examples=100, deadline=None, database=None)

@@ -24,16 +24,16 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml import conversion, package
+from mobilevit_coreml import conversion
 from mobilevit_coreml._coremltools import ct
+from mobilevit_coreml.cli.convert import main as convert
+from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.convert import main as convert
 from mobilevit_coreml.errors import OutputError
 from mobilevit_coreml.images import drawn_images
-from mobilevit_coreml.package import LOCK, clear_killed, put_in_place, staging
-from mobilevit_coreml.predict import main as predict
-from mobilevit_coreml.prediction import read_record
-from mobilevit_coreml.record import FUNCTION
+from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.package.files import LOCK, check_free, clear_killed, digest_of, put_in_place, staging
+from mobilevit_coreml.package.metadata import FUNCTION
 from mobilevit_coreml.reference import ReferenceEvaluator
 
 Main = Callable[[Sequence[str]], int]
@@ -182,7 +182,7 @@ def test_a_killed_run(
     else:
         assert visible == []
     if there_before:
-        package.check_free(path, force=True)  # as the next run begins
+        check_free(path, force=True)  # as the next run begins
         assert origin_of(path) == "classification.pth"
     quick(CLASSIFICATION)
     assert convert([*arguments, "--no-verify"]) == 0
@@ -194,7 +194,9 @@ def test_a_killed_command(small_weights: dict[str, Path], quick: Callable[[str],
     """As it is: `python -m`, and `kill -9` from outside."""
     arguments = conversion_of(small_weights[CLASSIFICATION], tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mobilevit_coreml.convert", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "mobilevit_coreml.convert", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(f".*/{LOCK}")) and time.monotonic() < deadline:
@@ -458,10 +460,10 @@ def test_links(
     to_package.symlink_to(place / name)
     arguments = conversion_of(small_weights[FEATURES], to_package, "--no-verify")
     assert "add --force to replace it" in fails(convert, arguments, capsys)
-    before = package.digest_of(place / name)
+    before = digest_of(place / name)
     assert convert([*arguments, "--force"]) == 0  # the link makes way, not what it leads to
     assert not to_package.is_symlink()
-    assert package.digest_of(place / name) == before == package.digest_of(to_package)
+    assert digest_of(place / name) == before == digest_of(to_package)
     nowhere = tmp_path / "nowhere.mlpackage"
     for target in ("gone", "nowhere.mlpackage"):  # dangling, and a circle
         nowhere.unlink(missing_ok=True)

@@ -11,9 +11,9 @@ import torch
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.metrics import MaskFidelity, RankingFidelity, SignalFidelity
 from mobilevit_coreml.model import ImageClassifier
-from mobilevit_coreml.prediction import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.verification import Fidelity, report, verify
 from tests.peers import snr

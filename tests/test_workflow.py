@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml.convert import parser as convert_parser
-from validate.__main__ import parser as validate_parser
-from validate.core_ml import UNITS
+from mobilevit_coreml.cli.convert import parser as convert_parser
+from mobilevit_coreml.cli.validate import parser as validate_parser
+from mobilevit_coreml.validation.core_ml import UNITS
 
 WORKFLOW = Path(__file__).parents[1] / ".github" / "workflows" / "macos.yml"
 PARSERS = {"mobilevit_coreml.convert": convert_parser, "validate": validate_parser}

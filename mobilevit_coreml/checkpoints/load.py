@@ -7,14 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mobilevit_coreml.checkpoints.cvnets import CVNETS
-from mobilevit_coreml.checkpoints.download import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
-from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
+from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, own_state, recognize, trained_for
-from mobilevit_coreml.checkpoints.own import OWN
 from mobilevit_coreml.checkpoints.source import WeightsSource
-from mobilevit_coreml.checkpoints.timm import TIMM
+from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import (
     CLASSIFICATION,
@@ -38,7 +35,6 @@ from mobilevit_coreml.preprocessing import (
     timm_settings,
 )
 
-NAMINGS = (OWN, HUGGING_FACE, CVNETS, TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 

@@ -1,6 +1,6 @@
 """From a PyTorch model to an ML Program in memory: what to compute, traced, and translated by coremltools."""
 
 from mobilevit_coreml.mil.functions import merge_functions
-from mobilevit_coreml.mil.program import count_operations, program_of
+from mobilevit_coreml.mil.trace import count_operations, program_of
 
 __all__ = ["count_operations", "merge_functions", "program_of"]

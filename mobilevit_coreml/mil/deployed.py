@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig
-from mobilevit_coreml.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputForm
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import resize_bilinear
+from mobilevit_coreml.package.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputForm
 
 
 class Deployed(nn.Module):

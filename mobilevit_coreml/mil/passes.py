@@ -1,14 +1,14 @@
 """Passes over the program at the end of coremltools' own."""
 
-import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mobilevit_coreml._coremltools import AbstractGraphPass, ScopeSource, register_pass
 from mobilevit_coreml.model.ops import NAMESPACE
+from mobilevit_coreml.operation_names import without_backbone
 
 
 @register_pass(namespace=NAMESPACE, override=True)
@@ -40,24 +40,7 @@ def _module_path(op: Any) -> tuple[str, ...]:
     """Path of the module in the model, () for what belongs to none; coremltools adds the value's own name to it."""
     scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
     path = tuple(scopes[1:-1]) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
-    return _without_backbone(path)
-
-
-def _without_backbone(path: tuple[str, ...]) -> tuple[str, ...]:
-    return path[1:] if path[:1] == ("backbone",) else path
-
-
-@functools.cache
-def operation_name(path: str) -> str:
-    """What the operation of a module is called that has just one; `path` is the module's in the model."""
-    return "_".join(_without_backbone(tuple(path.split("."))))
-
-
-def module_of(name: str, paths: Collection[str]) -> str:
-    """The path of the module an operation is named after, the longest that fits; "" where none does."""
-    stems = {path: operation_name(path) for path in paths}
-    matches = [path for path, stem in stems.items() if stem and f"{name}_".startswith(f"{stem}_")]
-    return max(matches, key=lambda path: len(stems[path]), default="")
+    return without_backbone(path)
 
 
 def _numbered(stem: str) -> Iterator[str]:

@@ -5,6 +5,6 @@ Knows nothing of MobileViT.
 
 from mobilevit_coreml.reference.evaluator import ReferenceEvaluator
 from mobilevit_coreml.reference.ops import OPERATIONS
-from mobilevit_coreml.reference.program import Feature
+from mobilevit_coreml.reference.reader import Feature
 
 __all__ = ["OPERATIONS", "Feature", "ReferenceEvaluator"]

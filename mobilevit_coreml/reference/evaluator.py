@@ -22,7 +22,7 @@ from mobilevit_coreml.reference.comparison import (
 )
 from mobilevit_coreml.reference.features import from_program, to_program
 from mobilevit_coreml.reference.ops import EXACT, OPERATIONS
-from mobilevit_coreml.reference.program import Feature, Function, Operation, Ref, read_package, references
+from mobilevit_coreml.reference.reader import Feature, Function, Operation, Ref, read_package, references
 
 PRECISIONS = ("fp16", "fp32")
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.reference.program import Feature
+from mobilevit_coreml.reference.reader import Feature
 
 MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}  # Pillow's, by colour layout
 

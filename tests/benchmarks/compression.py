@@ -19,10 +19,10 @@ from torch import Tensor
 
 from mobilevit_coreml import conversion
 from mobilevit_coreml.compression import plan
-from mobilevit_coreml.compression.calibration import Statistics
+from mobilevit_coreml.compression.calibrate import Statistics
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import Format
-from mobilevit_coreml.compression.rounding import encode
+from mobilevit_coreml.compression.quantize import encode
 from mobilevit_coreml.conversion import Conversion, convert, split
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from mobilevit_coreml.mil import count_operations
-from mobilevit_coreml.package import MEGABYTE, size_of
+from mobilevit_coreml.package.files import MEGABYTE, size_of
 
 ROUNDS = 3
 OURS = [sys.executable, "-m", "mobilevit_coreml.convert", "--variant", "s", "--weights", "untrained", "--no-verify"]

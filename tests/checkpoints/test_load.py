@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mobilevit_coreml.checkpoints import download
+from mobilevit_coreml.checkpoints import hub as download
 from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import untrained_state
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, published_config

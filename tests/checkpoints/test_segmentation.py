@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.checkpoints.cvnets import CVNETS
-from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
 from mobilevit_coreml.checkpoints.naming import (
     has_expansion,
     infer_config,
@@ -16,6 +14,7 @@ from mobilevit_coreml.checkpoints.naming import (
     recognize,
     trained_for,
 )
+from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE
 from mobilevit_coreml.config import SEGMENTATION, VARIANTS, published_config, variant_of
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import voc_labels

@@ -15,10 +15,10 @@ from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, PALETTE_BITS, SPARSE, Format
-from mobilevit_coreml.mil import passes, weights  # noqa: F401  # registers what is in them
+from mobilevit_coreml.mil import constexpr, passes  # noqa: F401  # registers what is in them
 from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.model.ops import NAMESPACE
-from mobilevit_coreml.reference.program import MODEL_DIRECTORY
+from mobilevit_coreml.reference.reader import MODEL_DIRECTORY
 
 FORMATS = (
     *(Format(PALETTE, bits) for bits in PALETTE_BITS),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mobilevit_coreml.compression.formats import FLOAT, FP16, INTEGER, PALETTE, SPARSE, Format
-from mobilevit_coreml.compression.rounding import encode
-from mobilevit_coreml.package import size_of
+from mobilevit_coreml.compression.quantize import encode
+from mobilevit_coreml.package.files import size_of
 from tests.compression.packages import FORMS, SHAPES, layer_weight, two_layers
 
 LISTED = {

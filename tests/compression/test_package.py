@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mobilevit_coreml.cli.convert import main, summary
 from mobilevit_coreml.compression import plan
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
 from mobilevit_coreml.conversion import Conversion, convert, split
-from mobilevit_coreml.convert import main, summary
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.images import drawn_images
-from mobilevit_coreml.package import size_of
-from mobilevit_coreml.prediction import read_record
+from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.package.files import size_of
 from mobilevit_coreml.reference import ReferenceEvaluator
 from tests.compression.trained_like import trained_like
 from tests.peers import snr

@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 
 from mobilevit_coreml._coremltools import types
-from mobilevit_coreml.compression.calibration import layers_of
+from mobilevit_coreml.compression.calibrate import layers_of
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.plan import Plan, apply_plan, uniform_plan
-from mobilevit_coreml.compression.rounding import encode
-from mobilevit_coreml.interface import OutputForm
+from mobilevit_coreml.compression.quantize import encode
 from mobilevit_coreml.mil import program_of
-from mobilevit_coreml.mil.passes import operation_name
-from mobilevit_coreml.package import save
+from mobilevit_coreml.operation_names import operation_name
+from mobilevit_coreml.package.files import save
+from mobilevit_coreml.package.interface import OutputForm
 from mobilevit_coreml.preprocessing import default_preprocessing
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.reference.program import Ref, read_package
+from mobilevit_coreml.reference.reader import Ref, read_package
 from tests.compression.packages import (
     FORMATS,
     FORMS,

@@ -145,8 +145,8 @@ def test_sizes_need_not_be_square() -> None:
 )
 @torch.no_grad()
 def test_every_parameter_means_what_it_means_in_the_reference(overrides: dict[str, Any]) -> None:
-    from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
     from mobilevit_coreml.checkpoints.naming import own_state, recognize
+    from mobilevit_coreml.checkpoints.tables import HUGGING_FACE
     from mobilevit_coreml.config import config_from_hugging_face
 
     peer = hugging_face_classifier("xxs", classes=7, **overrides)

@@ -27,7 +27,7 @@ from mobilevit_coreml.reference.constants import (
     to_tensor,
     type_of,
 )
-from mobilevit_coreml.reference.program import MODEL_DIRECTORY, Ref, read_package
+from mobilevit_coreml.reference.reader import MODEL_DIRECTORY, Ref, read_package
 
 Array = npt.NDArray[Any]
 

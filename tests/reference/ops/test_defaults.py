@@ -7,7 +7,7 @@ import numpy as np
 
 from mobilevit_coreml._coremltools import ct, mb
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.reference.program import MODEL_DIRECTORY
+from mobilevit_coreml.reference.reader import MODEL_DIRECTORY
 from tests.reference.one_op import Array, assert_outputs, save_op
 
 

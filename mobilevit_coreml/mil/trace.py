@@ -1,0 +1,100 @@
+"""Trace a model and let coremltools translate the trace."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobilevit_coreml._coremltools import ct, quietly
+from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
+from mobilevit_coreml.errors import ConversionError
+from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers what is in them
+from mobilevit_coreml.mil.deployed import Deployed
+from mobilevit_coreml.model import Model
+from mobilevit_coreml.model.ops import NAMESPACE
+from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputForm, output_names
+from mobilevit_coreml.preprocessing import Preprocessing
+
+PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
+DTYPES = {"float16": np.float16, "float32": np.float32}
+
+
+def program_of(
+    model: Model,
+    task: str,
+    preprocessing: Preprocessing,
+    form: OutputForm,
+    labels: Sequence[str],
+    target: str,
+    precision: str,
+    encodings: Mapping[str, Encoded],
+) -> Any:
+    """A Core ML model (ct.models.MLModel, not loaded) of a model folded for inference.
+
+    Input `image`: a picture of preprocessing.input_size; the program crops where that is asked for,
+    scales, and orders its channels. Outputs are `interface.output_names`. `labels` are a classifier's
+    and unique, `target` is iOS15 to iOS26, `precision` fp16 or fp32. `encodings` are weights
+    to be stored otherwise, by the path of their module.
+    """
+    height, width = preprocessing.input_size
+    shape = (1, model.config.num_channels, height, width)
+    image = ct.ImageType(
+        name=IMAGE,
+        shape=shape,
+        scale=preprocessing.scale,
+        color_layout=ct.colorlayout.BGR if preprocessing.channel_order == "BGR" else ct.colorlayout.RGB,
+    )
+    classifies = task == CLASSIFICATION
+    with quietly():
+        return ct.convert(
+            _trace(Deployed(model, task, form, preprocessing.input_size), shape),
+            inputs=[image],
+            outputs=_outputs(task, form),
+            classifier_config=ct.ClassifierConfig(list(labels), CLASS_LABEL) if classifies else None,
+            convert_to="mlprogram",
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=PRECISIONS[precision],
+            pass_pipeline=_pipeline(encodings),
+            skip_model_load=True,  # loading can abort a Mac's process, and means nothing elsewhere
+        )
+
+
+def _outputs(task: str, form: OutputForm) -> list[Any]:
+    if task == CLASSIFICATION:
+        return [ct.TensorType(name="probabilities", dtype=np.float32)]
+    if task == SEGMENTATION and form.type == MASK:
+        return [ct.ImageType(name=name, color_layout=ct.colorlayout.GRAYSCALE) for name in output_names(task, form)]
+    dtype = np.int32 if task == SEGMENTATION and form.type == LABELS else DTYPES[form.dtype]
+    return [ct.TensorType(name=name, dtype=dtype) for name in output_names(task, form)]
+
+
+def _trace(program: nn.Module, shape: tuple[int, ...]) -> torch.jit.ScriptModule:
+    if any(module.training for module in program.modules()):
+        raise ConversionError("model: expected eval mode, got training mode; pass it through fold_for_inference first")
+    with warnings.catch_warnings(), torch.no_grad():
+        # coremltools has no other road for operators of one's own; torch has deprecated this one
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
+        traced = torch.jit.trace(program, torch.zeros(shape), check_trace=False)
+    assert isinstance(traced, torch.jit.ScriptModule)
+    return traced
+
+
+def _pipeline(encodings: Mapping[str, Encoded]) -> Any:
+    pipeline = ct.PassPipeline()
+    pipeline.append_pass(f"{NAMESPACE}::name_by_module")
+    pipeline.append_pass(f"{NAMESPACE}::store_encoded")
+    pipeline.set_options(f"{NAMESPACE}::store_encoded", {"encodings": encodings})
+    pipeline.append_pass(f"{NAMESPACE}::share_constants")
+    return pipeline
+
+
+def count_operations(program: Any) -> int:
+    """Operations of a program's default function, constants and their decoding not counted."""
+    specification = program.get_spec()
+    function = specification.mlProgram.functions[specification.description.defaultFunctionName or "main"]
+    (block,) = function.block_specializations.values()
+    return sum(not operation.type.startswith("const") for operation in block.operations)

@@ -1,0 +1,1 @@
+"""A Core ML package: its inputs and outputs, its metadata, its files."""

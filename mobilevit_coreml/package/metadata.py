@@ -1,0 +1,154 @@
+"""A package's metadata: the record of its conversion, enough to rebuild the PyTorch side, and the texts Xcode shows."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mobilevit_coreml.checkpoints.hub import PUBLISHED
+from mobilevit_coreml.checkpoints.source import WeightsSource
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS
+from mobilevit_coreml.package.interface import IMAGE, MASK, OutputForm, output_descriptions
+from mobilevit_coreml.preprocessing import Preprocessing
+
+METADATA_PREFIX = "mobilevit_coreml."
+PREVIEW_PREFIX = "com.apple.coreml.model.preview."
+KINDS = {
+    CLASSIFICATION: "image classifier",
+    SEGMENTATION: "semantic segmenter with DeepLabV3's head",
+    FEATURES: "feature extractor",
+}
+FUNCTION = "main"  # of a package with one size
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageRecord:
+    """What stands under `mobilevit_coreml.*` in a package's user-defined metadata.
+
+    `config` is the network's configuration without the labels, `expand` whether its backbone has the
+    final expansion. `labels` and `colors` are a segmenter's; a classifier has its labels in the
+    program, and `labels_renamed` maps the index of a class to the name it had before the names were
+    made unique. `compression` says how weights are stored: the scheme, how many pictures it was
+    calibrated with, the modules by format and, of those left alone, by reason, and for a budget the
+    curve of all packages built, [bytes, dB, agreement]. `sizes` has (height, width) of the crop of each
+    function in a package of several sizes; `preprocessing` and `config` are those of the first.
+    """
+
+    version: str
+    variant: str
+    task: str
+    attention: str
+    unfold: str
+    precision: str
+    weights: WeightsSource
+    preprocessing: Preprocessing
+    outputs: OutputForm
+    config: Mapping[str, Any]
+    expand: bool
+    labels: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
+    labels_renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task {self.task!r}")
+        if not all(isinstance(text, str) for text in self.labels) or len(self.colors) != len(self.labels):
+            raise ValueError("labels and colours that do not belong together")
+        if not all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in self.colors):
+            raise ValueError("colours that are not #RRGGBB")
+        self.by_function()  # raises where a size cannot be
+
+    def by_function(self) -> dict[str, Preprocessing]:
+        """The pixel contract of each of the program's functions."""
+        if not self.sizes:
+            return {FUNCTION: self.preprocessing}
+        return {name: self.preprocessing.with_crop(size) for name, size in self.sizes.items()}
+
+    def to_metadata(self) -> dict[str, str]:
+        """As user-defined metadata, whose values are texts: JSON where there is a structure."""
+        texts = {name: getattr(self, name) for name in _TEXT_FIELDS}
+        texts["channel_order"] = self.preprocessing.channel_order  # again, for people who read it in Xcode
+        if self.weights.untrained:
+            texts["untrained"] = "true"
+        values = dataclasses.asdict(self)
+        values["weights"] = {key: value for key, value in values["weights"].items() if value is not None}
+        texts |= {name: json.dumps(values[name]) for name in _JSON_FIELDS}
+        return {METADATA_PREFIX + name: text for name, text in texts.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "PackageRecord":
+        """From a package's user-defined metadata; KeyError, ValueError or TypeError where that is no record.
+
+        MobileViTError, OverflowError or RecursionError where a value in it cannot be.
+        """
+        values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
+        values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
+        pixels = values.pop("preprocessing")
+        return cls(
+            weights=WeightsSource(**values.pop("weights")),
+            preprocessing=Preprocessing(**{**pixels, "crop": tuple(pixels["crop"])}),
+            outputs=OutputForm(**values.pop("outputs")),
+            labels=tuple(values.pop("labels")),
+            colors=tuple(values.pop("colors")),
+            sizes={name: (int(height), int(width)) for name, (height, width) in values.pop("sizes").items()},
+            **values,
+        )
+
+
+_TEXT_FIELDS = ("version", "variant", "task", "attention", "unfold", "precision")
+_JSON_FIELDS = (
+    "weights",
+    "preprocessing",
+    "outputs",
+    "config",
+    "expand",
+    "labels",
+    "colors",
+    "labels_renamed",
+    "compression",
+    "sizes",
+)
+
+
+def describe_interface(program: Any, record: PackageRecord, preprocessing: Preprocessing) -> None:
+    """Say what the input and the outputs of a function are; `program` is a ct.models.MLModel of it alone."""
+    program.input_description[IMAGE] = _input_text(preprocessing)
+    for name, text in output_descriptions(record.task, record.outputs).items():
+        program.output_description[name] = text
+
+
+def _input_text(pixels: Preprocessing) -> str:
+    height, width = pixels.input_size
+    to = "fill that and a margin" if pixels.fill else f"a shorter edge of {pixels.resize}"
+    resize = f"Resize to {to} ({pixels.interpolation})"
+    cut = f"cut {width}x{height} from the centre"
+    inside = f"cropping to {pixels.crop[1]}x{pixels.crop[0]}, scaling" if pixels.include_crop else "scaling"
+    return f"The picture, {width}x{height} pixels. {resize} and {cut}; {inside} and channel order are done inside."
+
+
+def describe(program: Any, record: PackageRecord) -> None:
+    """Fill in what concerns the package as a whole."""
+    program.author = "MobileViT by Sachin Mehta and Mohammad Rastegari (Apple)"
+    program.license = _license(record)
+    program.version = record.version
+    program.short_description = (
+        f"{'UNTRAINED, recognizes nothing. ' if record.weights.untrained else ''}"
+        f"MobileViT-{record.variant.upper()} {KINDS[record.task]}, converted by mobilevit_coreml {record.version}."
+    )
+    program.user_defined_metadata.update(record.to_metadata())
+    if record.task == SEGMENTATION and record.outputs.type != MASK:  # the preview wants an array
+        program.user_defined_metadata[f"{PREVIEW_PREFIX}type"] = "imageSegmenter"
+        parameters = {"labels": record.labels, "colors": record.colors}
+        program.user_defined_metadata[f"{PREVIEW_PREFIX}params"] = json.dumps(parameters)
+
+
+def _license(record: PackageRecord) -> str:
+    if record.weights.untrained:
+        return "None needed: the weights are random numbers"
+    published = {hub_id for variants in PUBLISHED.values() for hub_id in variants.values()}
+    if record.weights.name.split("@")[0] in published:
+        return "Weights: Apple sample code license, see the LICENSE of apple/ml-cvnets"
+    return "Weights: as their source says, which this package does not know"

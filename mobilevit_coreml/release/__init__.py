@@ -1,0 +1,1 @@
+"""Recipes of packages, built, verified and catalogued."""

@@ -1,0 +1,140 @@
+"""A package against PyTorch, picture by picture, and over any number of them in constant memory."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
+from mobilevit_coreml.masks import post_process_semantic_segmentation
+from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter
+from mobilevit_coreml.model import Model
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
+from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.validation.backends import BackendError, Worker
+from mobilevit_coreml.validation.dataset import Picture, true_mask
+from mobilevit_coreml.verification import Meters, compare
+
+WORST = 6  # pictures that are shown
+POINTS = 2000  # pairs of probabilities that are plotted: those of the first pictures
+ORIGINAL, PACKAGE = "original", "package"  # the two sides, where both are compared with the truth
+
+TruthMeter = AccuracyMeter | MaskMeter
+
+
+@dataclasses.dataclass
+class Seen:
+    """What was measured of one picture.
+
+    `truths` has a meter of each side against the picture's label or mask, where it has one. `first` are
+    the classes that either side puts among its first five: index, and both sides' probabilities.
+    """
+
+    picture: str
+    meters: Meters
+    truths: dict[str, TruthMeter]
+    first: list[tuple[int, float, float]]
+
+    @property
+    def snr(self) -> float:
+        """dB of the worst signal, or of masks alone the share of equal pixels; -inf for what is no number."""
+        figures = self.meters.fidelity({}).figures
+        value = figures.get("snr", figures.get("pixels", math.nan))
+        return -math.inf if math.isnan(value) else value
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From what `dataclasses.asdict` makes of one."""
+        kind = MaskMeter if values["meters"]["masks"] else AccuracyMeter
+        truths: dict[str, TruthMeter] = {side: kind(**meter) for side, meter in values["truths"].items()}
+        return cls(
+            values["picture"], Meters.from_values(values["meters"]), truths, [tuple(one) for one in values["first"]]
+        )
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was measured of all pictures: sums, the worst pictures, and some of the probabilities."""
+
+    meters: Meters = dataclasses.field(default_factory=Meters)
+    truths: dict[str, TruthMeter] = dataclasses.field(default_factory=dict)
+    worst: list[Seen] = dataclasses.field(default_factory=list)
+    points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+
+    def add(self, seen: Seen) -> None:
+        """Count one picture."""
+        self.meters.merge(seen.meters)
+        for side, meter in seen.truths.items():
+            empty = MaskMeter(meter.classes) if isinstance(meter, MaskMeter) else AccuracyMeter()
+            self.truths.setdefault(side, empty).merge(meter)  # type: ignore[arg-type]  # of one kind in a run
+        self.worst = sorted([*self.worst, seen], key=lambda one: one.snr)[:WORST]
+        self.points = (self.points + [(ours, theirs) for _, ours, theirs in seen.first])[:POINTS]
+
+
+@torch.inference_mode()
+def see(
+    picture: Picture,
+    worker: Worker,
+    model: Model,
+    record: PackageRecord,
+    contract: Preprocessing,
+    classes: Sequence[str],
+) -> Seen:
+    """Show one picture to both sides, which work at the same time; `classes` are the package's.
+
+    Raises BackendError for outputs that are missing, or of another size.
+    """
+    image = picture.prepared()
+    worker.send("run", image)
+    result = model(torch.from_numpy(contract.pixels(image)))
+    outputs = worker.receive()
+    if record.task == CLASSIFICATION:
+        outputs = {**outputs, CLASS_PROBABILITIES: _in_order(outputs[CLASS_PROBABILITIES], classes)}
+    try:
+        meters = compare(record, model, result, outputs)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
+    truths = {} if picture.truth is None else _truths(picture.truth, record, contract, result, outputs)
+    return Seen(picture.name, meters, truths, _first(record, result, outputs))
+
+
+def _in_order(probabilities: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
+    """The probabilities in the order of the classes, in which Core ML does not hand them over."""
+    if set(probabilities) != set(classes):
+        raise BackendError(f"probabilities of {len(probabilities)} classes, the package has {len(classes)} others")
+    return {name: probabilities[name] for name in classes}
+
+
+def _first(record: PackageRecord, result: Any, outputs: Mapping[str, Any]) -> list[tuple[int, float, float]]:
+    if record.task != CLASSIFICATION:
+        return []
+    sides = result.logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
+    best = {int(index) for side in sides for index in side.topk(min(TOP, len(side))).indices}
+    rows = [(index, float(sides[0][index]), float(sides[1][index])) for index in best]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def _truths(
+    truth: int | Path, record: PackageRecord, contract: Preprocessing, result: Any, outputs: Mapping[str, Any]
+) -> dict[str, TruthMeter]:
+    """Both sides against a picture's class or mask."""
+    if isinstance(truth, int):
+        ours, theirs = AccuracyMeter(), AccuracyMeter()
+        ours.add(result.logits[0], truth)
+        theirs.add(torch.tensor(list(outputs[CLASS_PROBABILITIES].values())), truth)
+        return {ORIGINAL: ours, PACKAGE: theirs}
+    (name,) = output_names(SEGMENTATION, record.outputs)
+    output = np.array(outputs[name])
+    expected = torch.from_numpy(true_mask(truth, contract))
+    meters: dict[str, TruthMeter] = {}
+    for side, scores in ((ORIGINAL, result.logits.numpy()), (PACKAGE, output if output.ndim == 4 else output[None])):
+        (mask,) = post_process_semantic_segmentation(scores, [contract.crop])
+        meter = MaskMeter(result.logits.shape[1])
+        meter.add(expected, torch.from_numpy(mask))
+        meters[side] = meter
+    return meters

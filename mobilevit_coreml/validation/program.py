@@ -1,0 +1,181 @@
+"""What the program of a package stores and computes, operation by operation, beside the model it was made of."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.mil.deployed import Deployed
+from mobilevit_coreml.model import Model, fold_for_inference
+from mobilevit_coreml.package.interface import IMAGE
+from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.reference import ReferenceEvaluator
+from mobilevit_coreml.reference.comparison import OperationRange, ranges
+from mobilevit_coreml.reference.features import to_program
+from mobilevit_coreml.reference.reader import Function, Operation, references
+from mobilevit_coreml.validation.checks import Check
+from mobilevit_coreml.validation.forecast import Finding, forecast
+from mobilevit_coreml.validation.steps import Step, compare_steps
+from mobilevit_coreml.validation.weights import PLAIN, StoredTensor, stored_tensors, with_stored
+
+LOOKED_INTO = 4  # pictures at most for what every operation does
+# dB of each operation on the inputs it had. One rounding to fp16 leaves about 73, the first convolution's picture 66.
+OWN_GATES = {"fp16": 55.0, "fp32": 100.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Departure:
+    """The first operation of a program that is not what it should be, and what is wrong with it."""
+
+    operation: str
+    type: str
+    module: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramReport:
+    """One function of a package, looked into.
+
+    `steps` and `ranges` have the worst of all pictures for each operation. `compared` is how many
+    operations have a step in PyTorch, of how many.
+    """
+
+    function: str
+    operations: int
+    tensors: tuple[StoredTensor, ...]
+    steps: tuple[Step, ...]
+    ranges: tuple[OperationRange, ...]
+    findings: tuple[Finding, ...]
+    gate: float
+    departure: Departure | None
+    failure: str | None = None
+
+    @property
+    def checks(self) -> tuple[Check, Check]:
+        """Whether the stored weights are the checkpoint's, and whether each operation does what it should."""
+        wrong = [one for one in self.tensors if not one.passed]
+        weights = f"{len(self.tensors)} tensors as the checkpoint has them, in their formats"
+        if wrong:
+            weights = f"{len(wrong)} of {len(self.tensors)} tensors are others, the first {_tensor(wrong[0])}"
+        return Check("weights", not wrong and bool(self.tensors), weights), self._operations()
+
+    def _operations(self) -> Check:
+        if self.failure is not None or not self.steps:
+            return Check("operations", False, self.failure or "no operation has a step in PyTorch to compare it with")
+        weakest = min(self.steps, key=lambda step: -math.inf if math.isnan(step.own) else step.own)
+        detail = (
+            f"{len(self.steps)} of {self.operations} compared on their own inputs, "
+            f"the weakest {weakest.operation} with {weakest.own:.1f} dB (gate {self.gate:g} dB)"
+        )
+        return Check("operations", weakest.own >= self.gate, detail)
+
+
+def look_into(
+    package: Path,
+    record: PackageRecord,
+    model: Model,
+    contract: Preprocessing,
+    function: str,
+    images: Iterable[Image.Image],
+) -> ProgramReport:
+    """What a function stores and computes on a few pictures of its input's size; `model` is the original."""
+    folded = fold_for_inference(model)
+    evaluator = ReferenceEvaluator(package, record.precision, function)
+    tensors = tuple(stored_tensors(evaluator.function, folded, record))
+    own = with_stored(folded, tensors)  # what is wrong with a weight is no fault of the operation
+    steps: list[Step] = []
+    largest: list[OperationRange] = []
+    failure = None
+    try:
+        for image in itertools.islice(images, LOOKED_INTO):
+            seen, ranged = _observe(evaluator, own, record, contract, image)
+            steps = _worst_steps(steps, seen)
+            largest = _largest(largest, ranged)
+    except (MobileViTError, RuntimeError) as error:
+        failure = " ".join(str(error).split())[:200]
+    gate = OWN_GATES[record.precision]
+    findings = forecast(package, dict(model.named_modules()), function)
+    names = [operation.name for operation in evaluator.function.operations]
+    departure = _first_departure(evaluator.function, tensors, steps, gate)
+    return ProgramReport(
+        function, len(names), tensors, tuple(steps), tuple(largest), findings, gate, departure, failure
+    )
+
+
+def _observe(
+    evaluator: ReferenceEvaluator, model: Model, record: PackageRecord, contract: Preprocessing, image: Image.Image
+) -> tuple[list[Step], tuple[OperationRange, ...]]:
+    values = evaluator.values(to_program(evaluator.inputs, {IMAGE: image}), capture=True)
+    whole = dataclasses.replace(contract, include_crop=False, crop=contract.input_size, scale=1.0)
+    picture = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
+    deployed = Deployed(model, record.task, record.outputs, contract.input_size).eval()
+    steps = compare_steps(evaluator.function, values, model, lambda: deployed(picture * contract.scale))
+    types = {operation.name: operation.type for operation in evaluator.function.operations}
+    return steps, ranges(types, values)
+
+
+def _worst_steps(steps: Sequence[Step], others: Sequence[Step]) -> list[Step]:
+    """Of each operation the worse of two pictures' figures."""
+    if not steps:
+        return list(others)
+    return [
+        dataclasses.replace(one, own=_least(one.own, other.own), accumulated=_least(one.accumulated, other.accumulated))
+        for one, other in zip(steps, others, strict=True)
+    ]
+
+
+def _largest(ranged: Sequence[OperationRange], others: Sequence[OperationRange]) -> list[OperationRange]:
+    if not ranged:
+        return list(others)
+    return [
+        one if one.max_abs >= other.max_abs or math.isnan(one.max_abs) else other
+        for one, other in zip(ranged, others, strict=True)
+    ]
+
+
+def _least(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
+
+
+def _first_departure(
+    function: Function, tensors: Iterable[StoredTensor], steps: Sequence[Step], gate: float
+) -> Departure | None:
+    """The operation earliest in the program that stores other weights, or computes something else."""
+    wrong = [Departure(one.operation, one.type, one.module, _tensor(one)) for one in tensors if not one.passed]
+    compared = {step.operation for step in steps}
+    for step in steps:
+        if not step.own >= gate:
+            detail = f"{step.own:.1f} dB on the inputs it has (gate {gate:g} dB)"
+            added = _added(step.operation, function, compared)
+            if added is None:
+                wrong.append(Departure(step.operation, step.type, step.module, detail))
+            else:
+                wrong.append(Departure(added.name, added.type, "", f"PyTorch has no such step; after it {detail}"))
+    order = {operation.name: index for index, operation in enumerate(function.operations)}
+    return min(wrong, key=lambda one: order.get(one.operation, -1), default=None)
+
+
+def _added(name: str, function: Function, compared: Collection[str]) -> Operation | None:
+    """The earliest operation without a step in PyTorch that nothing but such operations lie between and `name`."""
+    makers = {output: operation for operation in function.operations for output in operation.outputs}
+    for read in (ref.name for ref in references(makers[name])):
+        maker = makers.get(read)
+        if maker is not None and maker.name not in compared:
+            return _added(maker.name, function, compared) or (None if maker.type == "cast" else maker)
+    return None
+
+
+def _tensor(one: StoredTensor) -> str:
+    if one.stored is None:
+        lacks = f"no {one.parameter} of the checkpoint's shape" if one.type else "the program has no such operation"
+        return f"{one.operation}: {lacks}"
+    if one.format in PLAIN:
+        return f"{one.operation}: {one.parameter} is {one.units:.3g} units in the last place off, {one.snr:.1f} dB"
+    return f"{one.operation}: {one.parameter} in {one.format} keeps {one.snr:.1f} dB"

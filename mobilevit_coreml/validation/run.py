@@ -1,0 +1,307 @@
+"""A package from its record to its verdict: what it declares, what its program does, what each backend computes."""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mobilevit_coreml.cli.common import Stages
+from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.package.files import digest_of as digest_of  # also for who compares packages
+from mobilevit_coreml.package.files import size_of
+from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.reference.reader import read_package
+from mobilevit_coreml.validation.backends import (
+    CORE_ML,
+    REFERENCE,
+    Backend,
+    BackendError,
+    Worker,
+    backends_for,
+    open_reference,
+)
+from mobilevit_coreml.validation.checks import Check, class_names, declared
+from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE, open_core_ml
+from mobilevit_coreml.validation.dataset import Picture, pictures
+from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS, gate_results, gates_for, overall, verdict_of
+from mobilevit_coreml.validation.journal import Journal, open_journal
+from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, Measured, see
+from mobilevit_coreml.validation.original import Original, load_original
+from mobilevit_coreml.validation.program import ProgramReport, look_into
+from mobilevit_coreml.verification import Fidelity, GateResult, network_outputs
+
+TIMEOUT = 600.0  # seconds without an answer: a Mac may compile for minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedOperation:
+    """Where Core ML means to run an operation: neuralEngine, gpu, cpu, or None where it does not say; and its cost."""
+
+    operation: str
+    type: str
+    device: str | None
+    cost: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One function of a package on one backend.
+
+    `reason` says why nothing, or not all, was measured. `accuracy` has both sides' top-1 accuracy or mean
+    IoU against labels, where there are some. `latency` and `plan` are Core ML's, of a Mac.
+    """
+
+    backend: Backend
+    function: str
+    verdict: str
+    reason: str
+    seconds: float = 0.0
+    fidelity: Fidelity | None = None
+    results: tuple[GateResult, ...] = ()
+    accuracy: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    measured: Measured = dataclasses.field(default_factory=Measured)
+    latency: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    plan: tuple[PlannedOperation, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """All there is to say of a package.
+
+    `declared` and `programs` are by function. `asked` are the backends the verdict depends on; runs of
+    others are there to say that they were not run. `gates` are the names of those the user asked for.
+    """
+
+    package: Path
+    bytes: int
+    digest: str
+    record: PackageRecord
+    original: Original
+    source: str
+    pictures: int
+    labelled: bool
+    declared: Mapping[str, tuple[Check, ...]]
+    programs: Mapping[str, ProgramReport]
+    runs: tuple[Run, ...]
+    asked: tuple[Backend, ...]
+    gates: tuple[str, ...]
+    seconds: float
+
+    @property
+    def checks(self) -> list[tuple[str, Check]]:
+        """What is right or not of each function, in the order of the report."""
+        return [
+            (function, check)
+            for function, checks in self.declared.items()
+            for check in (*checks, *self.programs[function].checks)
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """Of the package itself, and all backends and gates that were asked for."""
+        own = [PASS if check.passed else FAIL for _, check in self.checks]
+        runs = [run.verdict for run in self.runs if run.backend in self.asked]
+        return overall([*own, *runs, *(NOT_RUN for _ in self.unmeasured)])
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """The gates asked for that no backend could measure."""
+        measured = {result.name for run in self.runs for result in run.results if result.passed is not None}
+        return [name for name in self.gates if name not in measured]
+
+
+def validate(
+    package: Path,
+    weights: str | None = None,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    channel_order: str | None = None,
+    backend: str = "auto",
+    compute_units: Sequence[str] = (),
+    gates: Mapping[str, float] | None = None,
+    function: str | None = None,
+    journal: Path | None = None,
+    timeout: float = TIMEOUT,
+    stages: Stages | None = None,
+) -> Validation:
+    """Compare a package with the PyTorch model it was made of, on any number of pictures and backends.
+
+    `weights` are those the package records unless they are somewhere else now; `labels` and
+    `channel_order` are what its conversion was given. `images` is a directory as in `pictures`; without
+    one drawn pictures are shown. `backend` is reference, coreml or auto, `compute_units` of
+    core_ml.UNITS, `gates` figures by name, in place of the default ones. `journal` keeps what was
+    measured of each picture, for a run that goes on.
+
+    Raises MobileViTError for a package, weights or pictures that cannot be read.
+    """
+    start = time.perf_counter()
+    stages = stages or Stages()
+    with stages("read"):
+        record = read_record(package)
+        functions = _functions(record, function)
+        read = {name: read_package(package, name) for name in functions}
+    with stages("weights"):
+        original = load_original(record, weights, labels, channel_order)
+        asked_gates = tuple(gates or ())
+        gates = gates_for(record, gates or {})
+        shown = _shown(record, original, functions, images)
+    with stages("program"):
+        checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
+        programs = {
+            name: look_into(
+                package,
+                record,
+                original.models[name],
+                original.contracts[name],
+                name,
+                (picture.prepared() for picture in shown[name]),
+            )
+            for name in functions
+        }
+    asked = [one for one in backends_for(backend, list(compute_units)) if backend != "auto" or one.is_here]
+    others = [] if any(one.name == CORE_ML for one in asked) else [Backend(CORE_ML)]
+    digest = digest_of(package)
+    subject = {"package": digest, "weights": dataclasses.asdict(record.weights), "images": str(images)}
+    runs = []
+    for one, name in itertools.product([*asked, *others], functions):
+        if not one.is_here or one not in asked:
+            reason = "not asked for" if one.is_here else "Core ML is on a Mac only"
+            runs.append(Run(one, name, NOT_RUN, reason))
+            continue
+        with stages(str(one)):
+            classes = class_names(read[name].function) or list(original.classes)
+            with _journal(journal, {**subject, "backend": str(one), "function": name}, one, name, functions) as kept:
+                run = _run(one, package, record, original, name, shown[name], classes, gates, kept, timeout, stages)
+            runs.append(run)
+    first = next(iter(shown.values()))
+    return Validation(
+        package,
+        size_of(package),
+        digest,
+        record,
+        original,
+        "drawn" if images is None else str(images),
+        len(first),
+        any(picture.truth is not None for picture in first),
+        checks,
+        programs,
+        tuple(runs),
+        tuple(asked),
+        asked_gates,
+        time.perf_counter() - start,
+    )
+
+
+def shown_of(validation: Validation, images: Path | None) -> dict[str, list[Picture]]:
+    """The pictures that each function was shown."""
+    return _shown(validation.record, validation.original, list(validation.programs), images)
+
+
+def _shown(
+    record: PackageRecord, original: Original, functions: Sequence[str], images: Path | None
+) -> dict[str, list[Picture]]:
+    return {name: pictures(images, record.task, original.classes, original.contracts[name]) for name in functions}
+
+
+def _functions(record: PackageRecord, function: str | None) -> list[str]:
+    functions = list(record.by_function())
+    if function is None:
+        return functions
+    if function not in functions:
+        raise InputError(f"function: expected one of {', '.join(functions)}, got {function!r}; choose one of these")
+    return [function]
+
+
+def _journal(
+    journal: Path | None, subject: Mapping[str, Any], backend: Backend, function: str, functions: Sequence[str]
+) -> contextlib.AbstractContextManager[Journal | None]:
+    """A file for each backend and function; of the plain name where there is one of each."""
+    if journal is None:
+        return contextlib.nullcontext()
+    parts = [part for part in (backend.units, function if len(functions) > 1 else None) if part]
+    return open_journal(journal.with_name("-".join([journal.stem, *parts]) + journal.suffix), subject)
+
+
+def _run(
+    backend: Backend,
+    package: Path,
+    record: PackageRecord,
+    original: Original,
+    function: str,
+    shown: Sequence[Picture],
+    classes: Sequence[str],
+    gates: Mapping[str, float],
+    journal: Journal | None,
+    timeout: float,
+    stages: Stages,
+) -> Run:
+    """A function on a backend in a process of its own, from loading to verdict."""
+    start = time.perf_counter()
+    contract = original.contracts[function]
+    named = function if record.sizes else None  # only a package of several functions has names for Core ML
+    extras: dict[str, Any] = {}
+    reason = ""
+    try:
+        with _worker(backend, package, record, function, named, timeout) as worker:
+            with stages.steps(str(backend), len(shown)) as advance:
+                measured = Measured()
+                for picture in shown:
+                    seen = None if journal is None else journal.known(picture.name)
+                    if seen is None:
+                        seen = see(picture, worker, original.models[function], record, contract, classes)
+                        if journal is not None:
+                            journal.write(seen)
+                    measured.add(seen)
+                    advance()
+            if backend.name == CORE_ML:
+                extras["latency"] = worker.ask("latency", shown[0].prepared())
+                try:
+                    extras["plan"] = tuple(PlannedOperation(*row) for row in worker.ask("plan"))
+                except BackendError as error:  # before macOS 14.4 there is none to be had
+                    reason = f"no compute plan: {error}"
+    except BackendError as error:
+        return Run(backend, function, FAIL, str(error), time.perf_counter() - start)
+    fidelity = measured.meters.fidelity({})
+    accuracy = {side: _accuracy(meter) for side, meter in measured.truths.items()}
+    figures = {**fidelity.figures, **_further(backend, accuracy, extras)}
+    results = gate_results(gates, figures)
+    verdict = verdict_of(results)
+    if verdict == NOT_RUN:
+        reason = f"none of the gates {', '.join(gates)} could be measured"
+    seconds = time.perf_counter() - start
+    return Run(backend, function, verdict, reason, seconds, fidelity, results, accuracy, measured, **extras)
+
+
+def _worker(
+    backend: Backend, package: Path, record: PackageRecord, function: str, named: str | None, timeout: float
+) -> Worker:
+    if backend.name == REFERENCE:
+        captured = network_outputs(record)
+        return Worker(timeout, open_reference, str(package), record.precision, function, captured)
+    return Worker(timeout, open_core_ml, str(package), backend.units, named)
+
+
+def _accuracy(meter: Any) -> dict[str, float]:
+    result = dataclasses.asdict(meter.result())
+    return {name: result[name] for name in ("top1", "top5", "mean_iou", "pixel_agreement") if name in result}
+
+
+def _further(
+    backend: Backend, accuracy: Mapping[str, Mapping[str, float]], extras: Mapping[str, Any]
+) -> dict[str, float]:
+    """The figures that a conversion does not have, by the names of their gates."""
+    figures = {}
+    if accuracy:
+        name = "top1" if "top1" in accuracy[ORIGINAL] else "mean_iou"
+        figures["accuracy-loss"] = accuracy[ORIGINAL][name] - accuracy[PACKAGE][name]
+    placed = [one for one in extras.get("plan", ()) if one.device is not None]
+    if placed and backend.units in WITH_NEURAL_ENGINE:
+        figures["neural-engine"] = sum(one.device == NEURAL_ENGINE for one in placed) / len(placed)
+    if extras.get("latency"):
+        figures["latency"] = extras["latency"]["median_ms"]
+    return figures

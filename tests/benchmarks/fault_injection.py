@@ -1,0 +1,67 @@
+"""What the validator says of every spoilt package, as a table: `python -m tests.benchmarks.sabotage`.
+
+The fourth column is what a comparison of outputs alone, with the gates of fp16, would say.
+"""
+
+import math
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.validation.run import Validation, validate
+from tests.validation.fault_injection import PACKAGES, SABOTAGES, UNSEEN, Sabotage
+from tests.validation.in_process import InProcess
+
+
+def row(sabotage: Sabotage, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
+    """Kind, what failed, where, and what the outputs were like."""
+    copy = shutil.copytree(good, directory / good.name)
+    try:
+        sabotage.apply(copy)
+        validation = validate(copy, images=photographs, backend="reference")
+    except MobileViTError as error:
+        return sabotage.name, "refused", str(error).rpartition("expected ")[2].split(",")[0][:40], ""
+    finally:
+        shutil.rmtree(copy)
+    failed = [check.name for _, check in validation.checks if not check.passed]
+    (program,) = validation.programs.values()
+    where = "" if program.departure is None else f"`{program.departure.operation}`"
+    return sabotage.name, ", ".join(failed), where, outputs(validation)
+
+
+def outputs(validation: Validation) -> str:
+    (run,) = (run for run in validation.runs if run.backend in validation.asked)
+    if run.fidelity is None:
+        return "no outputs"
+    figures = run.fidelity.figures
+    texts = [f"{figures['snr']:.1f} dB" if math.isfinite(figures["snr"]) else str(figures["snr"])]
+    texts += [f"{figures[name]:.1%} {name}" for name in ("pixels",) if name in figures]
+    return ", ".join(texts) + ("" if run.verdict == "FAIL" else ", passed")
+
+
+def main() -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mobilevit_coreml.validation.run.Worker", InProcess)
+        directory = Path(name)
+        photographs = directory / "photographs"
+        photographs.mkdir()
+        for index, image in enumerate(drawn_images(160, 160, 2)):
+            image.save(photographs / f"{index}.png")
+        good = {key: make(directory) for key, make in PACKAGES.items()}
+        copies = directory / "copies"
+        for title, kinds in (("seen", SABOTAGES), ("not seen", UNSEEN)):
+            print(f"| {title} | what fails | first departure | outputs alone |\n|---|---|---|---|")
+            for sabotage in tqdm(kinds, disable=None, file=sys.stderr):
+                print("|", " | ".join(row(sabotage, good[sabotage.package], photographs, copies)), "|")
+            print()
+
+
+if __name__ == "__main__":
+    main()

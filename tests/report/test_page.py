@@ -1,0 +1,281 @@
+"""The page of a validation: what it shows, that it is one file, and that nothing in it is taken for HTML."""
+
+import base64
+import dataclasses
+import io
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mobilevit_coreml.errors import InputError, OutputError
+from mobilevit_coreml.report.html import Html, check_drawable, page, table
+from mobilevit_coreml.report.page import write_html
+from mobilevit_coreml.report.plots import operation_errors, probabilities
+from mobilevit_coreml.validation.dataset import Picture
+from mobilevit_coreml.validation.gates import NOT_RUN
+from mobilevit_coreml.validation.program import Departure
+from mobilevit_coreml.validation.run import Validation
+from tests.validation.examples import FUNCTION, good, reference_run, shown, spoilt, with_core_ml, with_curve
+
+EVIL = '<script>alert("1")</script>\'&\u202e$x$'
+VOID = ("meta", "img", "br", "path", "use", "rect", "image", "hr")
+
+
+class Page(HTMLParser):
+    """A page taken apart: tags in order, texts by tag, what would be loaded; fails where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.loaded: list[str] = []
+        self.labels: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self._read(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._read(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def _read(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            assert not name.startswith("on"), name
+            if name in ("src", "href", "data", "action", "srcset") or name.endswith(":href"):
+                self.loaded.append(value or "")
+            if name == "aria-label":
+                self.labels.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def all(self, tag: str) -> list[str]:
+        return [text for kind, text in self.texts if kind == tag]
+
+
+def written(tmp_path: Path, validation: Validation, kind: str = "classifier") -> str:
+    write_html(tmp_path / "report.html", validation, shown(validation, kind))
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "features"])
+def test_a_page_loads_nothing(kind: str, tmp_path: Path) -> None:
+    text = written(tmp_path, good(kind), kind)
+    found = Page(text)
+    assert [one for one in found.loaded if not one.startswith(("#", "data:image/"))] == []
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
+    assert re.findall(r"url\((?!#)[^)]*\)|@import", text) == []
+    assert "default-src 'none'" in text
+    assert "<metadata>" not in text
+    drawn = [one for one in found.ids if one.startswith(("figure", "axes", "patch", "text"))]
+    assert drawn == []  # which would be there once a plot
+
+
+def test_the_verdict_comes_first(tmp_path: Path) -> None:
+    found = Page(written(tmp_path, good("classifier")))
+    assert found.all("title") == ["PASS: classifier.mlpackage"]
+    assert found.all("p")[0] == "✓ PASS"
+    assert found.all("h1") == ["classifier.mlpackage"]
+    assert "NOT_RUN: coreml. Core ML is on a Mac only; the verdict says nothing of it." in found.all("p")
+    assert "NOT_RUN: gate latency, which reference could not measure." in found.all("p")
+    assert found.all("span").count("○ NOT_RUN") == 3  # Core ML twice, and that gate
+    assert "not measured" in found.all("td")
+
+
+def test_a_package_that_fails_says_why_and_where(tmp_path: Path) -> None:
+    found = Page(written(tmp_path, spoilt(), ""))
+    assert "✗ FAIL" in found.all("p")
+    assert any(text.startswith("first departure: gelu stage3_1_layers_1_activation of ") for text in found.all("li"))
+    assert "First departure:" in found.all("strong")
+    assert "What departs: 1 operation" in found.all("h3")
+    assert "first departure" in found.all("text")  # of the plot
+
+
+def test_what_was_asked_for_and_not_run_is_no_pass(tmp_path: Path) -> None:
+    validation = good("features")
+    left = next(run for run in validation.runs if run.verdict == NOT_RUN)
+    text = written(tmp_path, dataclasses.replace(validation, asked=(left.backend,), runs=(left,)), "features")
+    found = Page(text)
+    assert found.all("title") == ["NOT_RUN: features.mlpackage"]
+    assert '<header class="NOT_RUN">' in text
+    assert "coreml: Core ML is on a Mac only" in found.all("li")
+    assert "Worst pictures" not in found.all("h2")
+
+
+def test_each_plot_is_there_where_there_is_something_to_plot(tmp_path: Path) -> None:
+    errors, points, curve, strips = (
+        "SNR of each operation in program order, its own and accumulated",
+        "Probabilities of the package against PyTorch's, and their differences",
+        "Size against SNR of all packages that were built",
+        "Devices that Core ML means to use, in program order",
+    )
+    assert Page(written(tmp_path, good("classifier"))).labels == [points, errors]
+    assert Page(written(tmp_path, good("segmenter"), "segmenter")).labels == [errors]
+    budget = with_curve(good("features"), [[700_000, 15.1, None], [998_000, 28.6, None]])
+    assert Page(written(tmp_path, budget, "features")).labels == [curve, errors]
+    assert Page(written(tmp_path, with_core_ml(good("classifier")))).labels == [points, points, errors, strips]
+    validation = good("features")
+    failed = dataclasses.replace(validation.programs[FUNCTION], steps=(), failure="a loop <that> is not implemented")
+    found = Page(written(tmp_path, dataclasses.replace(validation, programs={FUNCTION: failed}), "features"))
+    assert found.labels == []
+    assert "The operations could not be compared: a loop <that> is not implemented" in found.all("p")
+
+
+def test_core_ml_has_devices_and_times(tmp_path: Path) -> None:
+    found = Page(written(tmp_path, with_core_ml(good("classifier"))))
+    assert "crashed with SIGABRT" in found.all("p")
+    assert "1.25 ms" in found.all("td")
+    assert {"Neural Engine", "CPU"} <= set(found.all("td"))
+    assert "GPU" not in found.all("text")
+    assert "coreml all: 1 operation outside the Neural Engine" in found.all("summary")
+
+
+def test_the_worst_pictures_are_on_the_page(tmp_path: Path) -> None:
+    validation = good("classifier")
+    text = written(tmp_path, validation)
+    found = Page(text)
+    names = [seen.picture for seen in reference_run(validation).measured.worst]
+    assert [name for name in found.all("h4") if name in names] == names
+    images = [one for one in found.loaded if one.startswith("data:image/jpeg;base64,")]
+    assert len(images) == len(names)
+    with Image.open(io.BytesIO(base64.b64decode(images[0].partition(",")[2]))) as image:
+        assert (image.format, image.size) == ("JPEG", (64, 64))
+    first = reference_run(validation).measured.worst[0].first[0]
+    assert f"{100 * first[1]:.3f} %" in found.all("td")
+
+
+def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
+    def gone() -> Image.Image:
+        raise InputError("image a.png: expected a picture Pillow can read, got none")
+
+    validation = good("classifier")
+    names = [seen.picture for seen in reference_run(validation).measured.worst]
+    write_html(tmp_path / "report.html", validation, {FUNCTION: [Picture(names[0], gone)]})
+    found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "the picture can no longer be read" in found.all("p")
+    assert "no picture" in found.all("p")
+    assert "img" not in found.tags
+
+
+def evil(validation: Validation) -> Validation:
+    """The same, with everything that comes from outside called EVIL."""
+    original = dataclasses.replace(
+        validation.original, classes=(EVIL,) * len(validation.original.classes), notices=(EVIL,)
+    )
+    weights = dataclasses.replace(validation.record.weights, name=EVIL, revision=EVIL)
+    record = dataclasses.replace(validation.record, version=EVIL, variant=EVIL, weights=weights)
+    checks = [dataclasses.replace(check, detail=EVIL) for check in validation.declared[FUNCTION]]
+    program = validation.programs[FUNCTION]
+    program = dataclasses.replace(
+        program,
+        steps=tuple(dataclasses.replace(step, operation=EVIL, type=EVIL, own=0.0) for step in program.steps),
+        tensors=tuple(dataclasses.replace(one, operation=EVIL, format=EVIL, passed=False) for one in program.tensors),
+        ranges=tuple(dataclasses.replace(one, name=EVIL, type=EVIL, max_abs=65000.0) for one in program.ranges),
+        findings=tuple(dataclasses.replace(one, operation=EVIL, detail=EVIL) for one in program.findings),
+        departure=Departure(EVIL, EVIL, EVIL, EVIL),
+    )
+    run = reference_run(validation)
+    worst = [dataclasses.replace(seen, picture=EVIL) for seen in run.measured.worst]
+    run = dataclasses.replace(run, reason=EVIL, measured=dataclasses.replace(run.measured, worst=worst))
+    return dataclasses.replace(
+        validation,
+        package=Path(EVIL.replace("/", "")),
+        source=EVIL,
+        original=original,
+        record=record,
+        declared={FUNCTION: tuple(checks)},
+        programs={FUNCTION: program},
+        runs=(run, *with_core_ml(validation).runs[1:]),
+    )
+
+
+def test_nothing_from_outside_is_html(tmp_path: Path) -> None:
+    validation = evil(good("classifier"))
+    picture = Picture(EVIL, lambda: Image.new("RGB", (64, 64)))
+    write_html(tmp_path / "report.html", validation, {FUNCTION: [picture]})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    found = Page(text)
+    assert "script" not in found.tags
+    assert "<script" not in text
+    assert EVIL in found.all("td")
+    assert EVIL in found.all("h4")
+    assert [one for one in found.all("text") if "script" in one] == []  # plots have no text from outside
+
+
+def test_file_names_that_are_no_text_are_shown(tmp_path: Path) -> None:
+    validation = dataclasses.replace(good("features"), source="\udcff")
+    assert "8 pictures: ?" in Page(written(tmp_path, validation, "features")).all("td")
+
+
+def test_equal_validations_make_equal_pages(tmp_path: Path) -> None:
+    validation = with_curve(with_core_ml(good("classifier")), [[700_000, 15.1, 0.5]])
+    assert written(tmp_path, validation) == written(tmp_path, validation)
+
+
+def test_odd_numbers_are_drawn() -> None:
+    program = good("features").programs[FUNCTION]
+    odd = [
+        dataclasses.replace(step, own=own, accumulated=own)
+        for step, own in zip(program.steps, (math.nan, -math.inf, math.inf, 60.0), strict=False)
+    ]
+    for steps in (odd, odd[:1], odd[2:3]):
+        drawn = Page(operation_errors(dataclasses.replace(program, steps=tuple(steps))))
+        assert ("no number" in drawn.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
+    for points in ([], [(0.0, 0.0)], [(math.nan, 0.5), (0.25, 0.25)], [(1.0, 1.0)]):
+        assert probabilities(points).startswith("<svg")
+
+
+def test_many_points_are_one_picture() -> None:
+    many = probabilities([(index / 1000, index / 1001) for index in range(1, 1000)])
+    assert "data:image/png;base64," in many
+    assert many.count("<use") < 200
+
+
+def test_an_operation_that_was_added_is_marked_where_it_is_read() -> None:
+    program = good("features").programs[FUNCTION]
+    second = program.ranges[1]
+    without = tuple(step for step in program.steps if step.operation != second.name)
+    added = dataclasses.replace(program, steps=without, departure=Departure(second.name, second.type, "", ""))
+    assert "first departure" in Page(operation_errors(added)).all("text")
+    missing = dataclasses.replace(program, departure=Departure("nowhere", "", "", ""))
+    assert "first departure" not in Page(operation_errors(missing)).all("text")
+
+
+def test_tables_escape_all_but_html() -> None:
+    found = table(("<b>",), [("a & b", Html("<i>c</i>"))], numbers=(1,))
+    assert "<th>&lt;b&gt;</th>" in found
+    assert '<td>a &amp; b</td><td class="number"><i>c</i></td>' in found
+
+
+def test_a_page_is_one_document() -> None:
+    found = Page(page("a < b", "<p>text</p>").decode())
+    assert (found.all("title"), found.all("p")) == (["a < b"], ["text"])
+
+
+def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(OutputError, match="expected matplotlib to draw with"):
+        check_drawable()
+    with pytest.raises(OutputError, match="expected matplotlib to draw with"):
+        write_html(tmp_path / "report.html", good("features"), {})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,40 @@
+"""Small packages and pictures for the validator."""
+
+from pathlib import Path
+
+import pytest
+
+from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.images import drawn_images
+from tests.validation.in_process import InProcess
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp16 package of the untrained xxs classifier for pictures of 64x64."""
+    directory = tmp_path_factory.mktemp("classifier")
+    return convert("untrained", "xxs", image_sizes=[(64, 64)], output=directory, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp16 package of the untrained xxs segmenter for pictures of 96x96."""
+    directory = tmp_path_factory.mktemp("segmenter")
+    return convert("untrained", "xxs", task="segmentation", image_sizes=[(96, 96)], output=directory, verify=False).path
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in three directories called after class indices."""
+    directory = tmp_path_factory.mktemp("photographs")
+    for index, image in enumerate(drawn_images(120, 100, 6)):
+        tree = directory / str(100 * (index // 2))
+        tree.mkdir(exist_ok=True)
+        image.save(tree / f"{index}.png")
+    return directory
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backends without processes of their own."""
+    monkeypatch.setattr("mobilevit_coreml.validation.run.Worker", InProcess)

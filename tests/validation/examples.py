@@ -1,0 +1,112 @@
+"""Validations of small packages, each made once, and one with Core ML runs as a Mac would have them, made up."""
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
+from mobilevit_coreml.validation.dataset import Picture, pictures
+from mobilevit_coreml.validation.gates import FAIL, gate_results, verdict_of
+from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation, validate
+from tests.validation.fault_injection import PACKAGES, SABOTAGES, SIDE
+from tests.validation.in_process import InProcess
+
+FUNCTION = "main"
+LABELLED = ("0", "1")  # directories of pictures, called after the index of their class
+LATENCY = {
+    "compile_seconds": 0.5,
+    "load_seconds": 2.5,
+    "median_ms": 1.25,
+    "p95_ms": 1.5,
+    "with_python_ms": 2.0,
+    "predictions": 100,
+}
+HERE = contextlib.ExitStack()  # temporary directories that are there until the tests end
+
+
+@cache
+def directory() -> Path:
+    """Where the packages are, and `labelled`, pictures in directories by class."""
+    path = Path(HERE.enter_context(tempfile.TemporaryDirectory()))
+    for name, image in zip(LABELLED, drawn_images(SIDE, SIDE, 2), strict=True):
+        (path / "labelled" / name).mkdir(parents=True)
+        image.save(path / "labelled" / name / "a & b.png")
+    return path
+
+
+@cache
+def package(kind: str) -> Path:
+    """A good package by its name in PACKAGES."""
+    return PACKAGES[kind](directory())
+
+
+@cache
+def good(kind: str) -> Validation:
+    """Of a package by its name in PACKAGES; a classifier's with labelled pictures."""
+    images = directory() / "labelled" if kind == "classifier" else None
+    with patch("mobilevit_coreml.validation.run.Worker", InProcess):
+        validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
+    return dataclasses.replace(validation, gates=())  # what nothing here measures is shown, and decides nothing
+
+
+@cache
+def spoilt() -> Validation:
+    """Of a classifier one of whose activations is another function."""
+    path = directory() / "spoilt.mlpackage"
+    shutil.copytree(package("classifier"), path)
+    next(one for one in SABOTAGES if one.name == "gelu for silu").apply(path)
+    with patch("mobilevit_coreml.validation.run.Worker", InProcess):
+        return validate(path, backend=REFERENCE)
+
+
+def shown(validation: Validation, kind: str) -> dict[str, Sequence[Picture]]:
+    """What its function was shown."""
+    images = directory() / "labelled" if kind == "classifier" else None
+    contract = validation.original.contracts[FUNCTION]
+    return {FUNCTION: pictures(images, validation.record.task, validation.original.classes, contract)}
+
+
+def reference_run(validation: Validation) -> Run:
+    """The run that really was."""
+    return next(run for run in validation.runs if run.backend.name == REFERENCE)
+
+
+def with_core_ml(validation: Validation) -> Validation:
+    """With one Core ML run that measured as the reference did, with a plan and times, and one that crashed."""
+    real = reference_run(validation)
+    assert real.fidelity is not None
+    results = gate_results({"snr": 20.0, "latency": 5.0, "top5": 0.5}, {**real.fidelity.figures, "latency": 1.25})
+    ran = dataclasses.replace(
+        real,
+        backend=Backend(CORE_ML, "all"),
+        verdict=verdict_of(results),
+        results=results,
+        latency=LATENCY,
+        plan=plan(validation),
+    )
+    crashed = Run(Backend(CORE_ML, "cpuOnly"), FUNCTION, FAIL, "crashed with SIGABRT", 1.5)
+    runs = (real, ran, crashed)
+    return dataclasses.replace(validation, runs=runs, asked=tuple(run.backend for run in runs))
+
+
+def plan(validation: Validation) -> tuple[PlannedOperation, ...]:
+    """A constant without a device, the first step on the CPU, half of the cost, and the rest on the Neural Engine."""
+    first, *others = validation.programs[FUNCTION].steps
+    return (
+        PlannedOperation("constant", "const", None, 0.0),
+        PlannedOperation(first.operation, first.type, "cpu", 0.5),
+        *(PlannedOperation(step.operation, step.type, "neuralEngine", 0.5 / len(others)) for step in others),
+    )
+
+
+def with_curve(validation: Validation, curve: Any) -> Validation:
+    """As if the package were one on the way to a budget."""
+    compression = {"scheme": "1MB", "pictures": 24, "layers": {}, "left": {}, "curve": curve}
+    return dataclasses.replace(validation, record=dataclasses.replace(validation.record, compression=compression))

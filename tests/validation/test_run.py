@@ -1,0 +1,231 @@
+"""The command, from a package to its verdict: where the original comes from, and what stands in the way."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mobilevit_coreml.cli.validate import main
+from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.errors import CheckpointError, InputError
+from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.validation.original import load_original
+from mobilevit_coreml.validation.run import validate
+from tests.peers import hugging_face_classifier
+from tests.validation.edits import edit
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A directory as transformers saves it, of three named classes, and its package for two sizes."""
+    directory = tmp_path_factory.mktemp("tuned")
+    hugging_face_classifier("xxs", id2label={0: "cat", 1: "dog", 2: "fish"}).save_pretrained(directory / "run")
+    made = convert(str(directory / "run"), image_sizes=[(64, 64), (64, 96)], output=directory, verify=False)
+    return directory / "run", made.path
+
+
+def test_prints_what_the_verdict_rests_on(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the backend in a process of its own, as users have it."""
+    assert main([str(classifier)]) == 0
+    printed = capsys.readouterr().out
+    expected = rf"""{re.escape(str(classifier))}: PASS
+  size         \d\.\d\d MB
+  made of      untrained
+               seed 0
+  shown        8 pictures: drawn
+  record       PASS, as the checkpoint has it
+  input        PASS, as the checkpoint has it
+  outputs      PASS, as the checkpoint has it
+  labels       PASS, as the checkpoint has it
+  weights      PASS, 204 tensors as the checkpoint has them, in their formats
+  operations   PASS, 327 of 329 compared on their own inputs, the weakest
+               \w+ with \d\d\.\d dB \(gate 55 dB\)
+  fp16 range   up to [\d.]+ in \w+, of 65504
+  reference    PASS, logits \d\d\.\d dB SNR against PyTorch fp32 \(gate 30 dB\)
+               worst picture \d\d\.\d dB, cosine 0\.99\d+
+               largest difference of a probability [\d.e-]+, KL [\d.e-]+ nats
+               top-1 equal on \d+%, top-5 on \d+% of 8 pictures
+               smallest top-1 margin [\d.e-]+
+  coreml       NOT_RUN, Core ML is on a Mac only
+  forecast     of what may leave or slow the Neural Engine by documented rules;
+               nothing was run there
+               operations by rule: .*
+  seconds      [\d.]+
+"""
+    assert re.fullmatch(expected, printed), printed
+    assert all(len(line) <= 80 for line in printed.splitlines()[1:])
+
+
+@pytest.mark.usefixtures("in_process")
+def test_all_functions_of_a_package(tuned: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, package = tuned
+    validation = validate(package, backend="reference")
+    assert [(run.backend.name, run.function, run.verdict) for run in validation.runs] == [
+        ("reference", "size_64", PASS),
+        ("reference", "size_64x96", PASS),
+        ("coreml", "size_64", NOT_RUN),
+        ("coreml", "size_64x96", NOT_RUN),
+    ]
+    assert main([str(package), "--function", "size_64x96"]) == 0
+    assert list(validate(package, function="size_64x96").programs) == ["size_64x96"]
+    with pytest.raises(InputError, match="function: expected one of size_64, size_64x96, got 'main'"):
+        validate(package, function="main")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_core_ml_is_not_run_here(classifier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What did not run has not passed, and does not hide in an exit code of 0."""
+    assert main([str(classifier), "--backend", "coreml"]) == 3
+    printed = capsys.readouterr().out
+    assert f"{classifier}: NOT_RUN\n" in printed
+    for unit in ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all"):
+        assert f"coreml       {unit}: NOT_RUN, Core ML is on a Mac only" in printed
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("gate", "code", "line"),
+    [
+        ("snr=20", 0, "reference    PASS"),
+        ("snr=90", 1, "gate snr: expected at least 90 dB, got "),
+        ("kl=0", 1, "gate kl: expected at most 0 nats, got "),
+        ("pixels=0.9", 3, "NOT_RUN here: gate pixels"),
+    ],
+)
+def test_gates(classifier: Path, gate: str, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(classifier), "--gate", gate]) == code
+    assert line in capsys.readouterr().out
+
+
+def test_weights_that_moved(tuned: tuple[Path, Path], tmp_path: Path) -> None:
+    weights, package = tuned
+    record = read_record(package)
+    moved = shutil.copytree(weights, tmp_path / "moved")
+    assert load_original(record, str(moved)).classes == ("cat", "dog", "fish")
+    hidden = weights.rename(weights.with_name("hidden"))
+    try:
+        with pytest.raises(CheckpointError, match=r"\(the package records these weights; --weights names their place"):
+            load_original(record)
+    finally:
+        hidden.rename(weights)
+
+
+def test_other_weights_are_an_error(tuned: tuple[Path, Path], tmp_path: Path) -> None:
+    weights, package = tuned
+    record = read_record(package)
+    other = shutil.copytree(weights, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["classifier.bias"] += 1e-3
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"other: expected sha256 \w{16}…, as the package records, got sha256"):
+        load_original(record, str(other))
+    with pytest.raises(CheckpointError, match="got untrained weights of seed 0; give the weights it was made of"):
+        load_original(record, "untrained")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_the_conversion_was_given(tuned: tuple[Path, Path], tmp_path: Path) -> None:
+    """Class names and a channel order that are not the checkpoint's are wrong unless they are given again."""
+    weights, _ = tuned
+    names = tmp_path / "names.txt"
+    names.write_text("Katze\nHund\nFisch\n")
+    options = {"image_sizes": [(64, 64)], "output": tmp_path, "verify": False}
+    package = convert(str(weights), labels=names, channel_order="RGB", **options).path  # type: ignore[arg-type]
+    failed = {check.name: check.detail for _, check in validate(package).checks if not check.passed}
+    assert failed.keys() == {"record", "input", "labels", "operations"}
+    assert failed["labels"] == "0: expected 'cat', got 'Katze' (2 more)"
+    assert failed["record"] == "channel_order: expected 'BGR', got 'RGB' (1 more)"
+    assert validate(package, labels=names, channel_order="RGB").verdict == PASS
+
+
+@pytest.mark.usefixtures("in_process")
+def test_compressed_weights_have_a_gate_of_their_own(tmp_path: Path) -> None:
+    package = convert(
+        "untrained", "xxs", task="features", image_sizes=[(64, 64)], palettize=8, output=tmp_path, verify=False
+    ).path
+    validation = validate(package)
+    assert validation.verdict == PASS
+    assert [(result.name, result.gate) for result in validation.runs[0].results] == [("snr", 20.0)]
+    assert validate(package, gates={"snr": 60}).verdict == FAIL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.mlpackage"], "package nowhere.mlpackage: expected a .mlpackage directory, got nothing there"),
+        (["PACKAGE", "--gate", "psnr=3"], "gate: expected one of snr,"),
+        (["PACKAGE", "--images", "nowhere"], "images nowhere: expected a directory of pictures"),
+        (["PACKAGE", "--weights", "nowhere.pth"], "weights nowhere.pth: expected a file, a directory, a hub id"),
+        (["PACKAGE", "--labels", "nowhere.txt"], "labels nowhere.txt: expected a UTF-8 text or JSON file"),
+        (["PACKAGE", "--timeout", "0"], "timeout: expected seconds above 0, got 0"),
+        (["PACKAGE", "--journal", "no/where"], "journal no/where: expected a file to write to"),
+        (["PACKAGE", "--compute-units", "gpu"], "argument --compute-units: expected some of cpuOnly,cpuAndGPU"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([str(classifier) if argument == "PACKAGE" else argument for argument in arguments])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert printed.err.startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_somebody_else_made(tmp_path: Path, classifier: Path) -> None:
+    copy = shutil.copytree(classifier, tmp_path / "other.mlpackage")
+    edit(copy, lambda program: program.record.clear())
+    with pytest.raises(Exception, match="expected the record of a conversion by mobilevit_coreml"):
+        validate(copy)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_interruption_leaves_no_process(classifier: Path, tmp_path: Path) -> None:
+    for index, image in enumerate(drawn_images(80, 80, 8)):
+        for copy in range(40):
+            image.save(tmp_path / f"{index}-{copy}.png")
+    command = [sys.executable, "-m", "validate", str(classifier), "--images", str(tmp_path), "--journal"]
+    journal = tmp_path / "journal.jsonl"
+    process = subprocess.Popen(
+        [*command, str(journal)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and len(journal.read_bytes().splitlines()) > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert err == b"interrupted: nothing half-made is left\n"
+    while alive(process.pid):  # what multiprocessing starts for itself ends a moment later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert 3 < len(journal.read_bytes().splitlines()) < 321

@@ -1,0 +1,154 @@
+"""The forms of a package against each other, on a Mac that is not there."""
+
+import dataclasses
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilevit_coreml.cli.common import Stages
+from mobilevit_coreml.cli.convert import parser
+from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.reference.reader import read_specification
+from mobilevit_coreml.validation import tune as tuning_module
+from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.validation.tune import FORMS, Candidate, Tuning, command, tune, tuning_table
+from tests.validation.native import Mac
+
+TIMES = {
+    "split_einsum space_to_batch": 2.5,
+    "split_einsum pixel_shuffle": 1.5,
+    "packed space_to_batch": 0.5,
+    "packed pixel_shuffle": 3.0,
+}
+ENGINE = "cpuAndNeuralEngine"
+
+
+@pytest.fixture
+def tuned(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`tune` on some Mac, in this process."""
+
+    def run(mac: Mac, package: Path, units: tuple[str, ...] = (ENGINE,), weights: str | None = None) -> Tuning:
+        mac.install(monkeypatch.setattr)
+        monkeypatch.setattr("mobilevit_coreml.validation.dataset.drawn_images", partial(drawn_images, count=2))
+        monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: True)
+        monkeypatch.setattr(tuning_module, "core_ml_is_here", lambda: True)
+        return tune(package, weights, units, 60.0, Stages())
+
+    return run
+
+
+def parsed(tuning: Tuning) -> dict[str, Any]:
+    """What the command that is printed says to the command it is for, less what is left to its defaults."""
+    assert tuning.best is not None
+    text = tuning_table(tuning)
+    printed = text[text.index("python -m") :].replace("\\\n", "")
+    words = shlex.split(printed)
+    assert words == command(tuning, tuning.best)
+    assert words[:3] == ["python", "-m", "mobilevit_coreml.convert"]
+    values, defaults = vars(parser().parse_args(words[3:])), vars(parser().parse_args([]))
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def test_the_fastest_form_is_named_with_its_command(tuned: Any, classifier: Path) -> None:
+    tuning = tuned(Mac(milliseconds=TIMES), classifier)
+    assert tuning.verdict == PASS
+    assert [(one.attention, one.unfold, one.reason) for one in tuning.candidates] == [(*form, "") for form in FORMS]
+    text = tuning_table(tuning)
+    assert max(map(len, text.splitlines()[1:])) <= 80
+    assert "    cpuAndNeuralEngine packed, space_to_batch\n" in text
+    (row,) = [line for line in text.splitlines() if line.startswith(f"    {ENGINE}") and " 0.50 " in line]
+    assert row.split()[:5] == [ENGINE, "0.00", "0.50", "0.50", "95%"]
+    assert parsed(tuning) == {
+        "weights": "untrained",
+        "variant": "xxs",
+        "task": "classification",
+        "attention": "packed",
+        "target": "iOS16",
+        "image_sizes": [(64, 64)],
+    }
+    none = dataclasses.replace(tuning, candidates=(Candidate("packed", "space_to_batch", "not to be had"),))
+    assert (none.verdict, none.best) == (FAIL, None)
+    assert f"{ENGINE} none is right" in tuning_table(none)
+    assert "python -m" not in tuning_table(none)
+
+
+def test_a_fast_form_that_is_wrong_does_not_win(tuned: Any, classifier: Path) -> None:
+    """Nor does one that does not load; and the units are apart."""
+    mac = Mac(milliseconds=TIMES, wrong=("packed space_to_batch",), refused=("split_einsum pixel_shuffle",))
+    tuning = tuned(mac, classifier, (ENGINE, "cpuOnly"))
+    assert [len(one.runs) for one in tuning.candidates] == [2] * len(FORMS)
+    assert tuning.verdict == PASS
+    assert [str(tuning.fastest(units)) for units in tuning.units] == ["split_einsum, space_to_batch"] * 2
+    wrong = tuning.candidates[FORMS.index(("packed", "space_to_batch"))]
+    assert [(run.verdict, run.latency["median_ms"]) for run in wrong.runs] == [(FAIL, 0.5)] * 2
+    text = tuning_table(tuning)
+    assert max(map(len, text.splitlines()[1:])) <= 80
+    assert sum(line.endswith(" FAIL") for line in text.splitlines()) == 2
+    assert " ".join(text.split()).count("FAIL, You will not be able to run predict()") == 2
+
+
+def test_the_package_is_made_again_as_it_was(tuned: Any, tmp_path: Path) -> None:
+    """Its own labels, order of channels, target, precision and compression, and for iOS15 not each form."""
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps([f"label {index}" for index in range(1000)]))
+    package = convert(
+        "untrained",
+        "xxs",
+        precision="fp32",
+        target="iOS15",
+        image_sizes=[(64, 96)],
+        include_crop=True,
+        labels=labels,
+        channel_order="RGB",
+        output=tmp_path,
+        verify=False,
+    ).path
+    tuning = tuned(Mac(), package)
+    reasons = {(one.attention, one.unfold): one.reason for one in tuning.candidates}
+    assert [bool(reason) for reason in reasons.values()] == [False, True, False, True]
+    assert "not to be had: target: expected iOS16 or later" in reasons["packed", "pixel_shuffle"]
+    assert [run.verdict for one in tuning.candidates for run in one.runs] == [PASS, PASS]
+    assert "FILE stands for the class names" in tuning_table(tuning)
+    values = parsed(tuning)
+    assert values.pop("labels") == Path("FILE")
+    again = convert(**{**values, "labels": labels}, output=tmp_path / "again.mlpackage", verify=False)
+    assert read_record(again.path) == read_record(package)
+    versions = [read_specification(path).specificationVersion for path in (package, again.path)]
+    assert versions == [6, 6]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"task": "segmentation", "image_sizes": [(64, 64)], "output_type": "image", "output_size": "network"},
+        {"task": "features", "image_sizes": [(64, 64), (64, 96)], "hidden_states": True},
+        {"image_sizes": [(64, 64)], "palettize": 6},
+    ],
+)
+def test_other_packages_are_made_again(
+    tuned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(tuning_module, "FORMS", FORMS[:1])
+    package = convert("untrained", "xxs", **options, output=tmp_path, verify=False).path
+    tuning = tuned(Mac(), package)
+    assert tuning.verdict == PASS
+    form = {"weights": "untrained", "variant": "xxs", "task": "classification", **options}
+    target = "iOS18" if len(options["image_sizes"]) > 1 else "iOS16"
+    assert parsed(tuning) == {name: value for name, value in form.items() if name != "palettize"} | {"target": target}
+    text = " ".join(tuning_table(tuning).split())
+    assert ("compression is to be asked for again" in text) == ("palettize" in options)
+    assert ("at the first of 2 sizes" in text) == (len(options["image_sizes"]) > 1)
+
+
+def test_off_a_mac_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_module, "core_ml_is_here", lambda: False)
+    tuning = tune(tmp_path / "none.mlpackage", None, (), 60.0, Stages())
+    assert (tuning.verdict, tuning.candidates, tuning.best) == (NOT_RUN, (), None)
+    assert "Core ML is on a Mac only" in tuning_table(tuning)
+    assert list(tmp_path.iterdir()) == []

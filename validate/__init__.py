@@ -1,1 +1,0 @@
-"""Checks of saved packages beside the converter: what may happen to them on a device, and what does."""
