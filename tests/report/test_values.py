@@ -24,8 +24,6 @@ from tests.validation.examples import FUNCTION, good, plan, reference_run, spoil
 SCHEMA = json.loads(
     resources.files("mobilevit_coreml.report").joinpath("validation.schema.json").read_text(encoding="utf-8")
 )
-    (Path(__file__).parents[2] / "mobilevit_coreml" / "report" / "validation.schema.json").read_text(encoding="utf-8")
-)
 
 Values = dict[str, Any]
 
