@@ -353,8 +353,8 @@ def _verified(
 
 
 def _prepared(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Iterator[Image.Image]":
-    from mobilevit_coreml.images import drawn_images, read_image
+    from mobilevit_coreml.images import read_image, synthetic_images
 
     if not pictures:
-        return iter(drawn_images(*preprocessing.input_size))
+        return iter(synthetic_images(*preprocessing.input_size))
     return (preprocessing.prepare(read_image(path)) for path in pictures)

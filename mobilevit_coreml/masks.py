@@ -1,4 +1,4 @@
-"""Class maps: from a segmenter's output to a photograph's size, to colours, and to shares of the picture."""
+"""Class maps: from a segmenter's output to a photograph's size, to colours, and to shares of the image."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from mobilevit_coreml.errors import InputError
 
 VOID = -1  # in a class map: no class
-VOID_PIXEL, VOID_COLOR = 255, "#E0E0C0"  # in a picture of one, as in PASCAL VOC
+VOID_PIXEL, VOID_COLOR = 255, "#E0E0C0"  # in an image of one, as in PASCAL VOC
 OPACITY = 0.6  # of the colours over a photograph
 ROW, SWATCH, MARGIN = 28, 18, 10  # pixels of a legend
 
@@ -74,7 +74,7 @@ def class_shares(class_map: ClassMap, labels: Sequence[str]) -> dict[str, float]
 
 
 def colored(class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
-    """A picture with a palette whose pixel values are the class indices, as PASCAL VOC's masks are.
+    """An image with a palette whose pixel values are the class indices, as PASCAL VOC's masks are.
 
     VOID is 255, so of more than 255 classes it is the plain colours.
     """

@@ -20,7 +20,7 @@ INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box"
 MARGINS = {CLASSIFICATION: Fraction(288, 256), SEGMENTATION: Fraction(544, 512), FEATURES: Fraction(288, 256)}
 MAX_SIDE = 8192  # pixels
 MAX_SCALE = 1000
-MAX_RESIZED = 100_000_000  # pixels of the resized picture before the crop
+MAX_RESIZED = 100_000_000  # pixels of the resized image before the crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Preprocessing:
 
     The package does the last two itself; resizing and cropping are the app's, or with `include_crop`
     only the resizing: the package then takes what the crop is cut from. With `fill`, as for crops that
-    are not square, a picture is resized until it covers the crop and that margin on either axis. In
+    are not square, an image is resized until it covers the crop and that margin on either axis. In
     masks that are made with `reduce_labels` the value of a class is one more than its index, and 0
     does not count.
     """
@@ -66,7 +66,7 @@ class Preprocessing:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the picture the package takes, pixels."""
+        """(height, width) of the image the package takes, pixels."""
         if not self.include_crop:
             return self.crop
         if self.fill:
@@ -92,17 +92,17 @@ class Preprocessing:
         return dataclasses.replace(self, crop=crop, resize=max(resize, 1), fill=fill)
 
     def prepare(self, image: "Image.Image") -> "Image.Image":
-        """The RGB picture of `input_size` that the package's image input takes.
+        """The RGB image of `input_size` that the package's image input takes.
 
-        Of pictures with 8 or 16 bits a channel; EXIF orientation is applied; what is smaller than the
-        crop is padded black. Raises InputError for pictures of other numbers, or far longer than wide.
+        Of images with 8 or 16 bits a channel; EXIF orientation is applied; what is smaller than the
+        crop is padded black. Raises InputError for images of other numbers, or far longer than wide.
         """
         image = upright_rgb(image)
         image = image.resize(self._resized(image.size), INTERPOLATIONS[self.interpolation])
         return _center_crop(image, self.input_size)
 
     def prepare_mask(self, mask: "Image.Image") -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        """The class indices (H, W) uint8 of a mask, of `crop` size, that belong to `prepare`'s picture; 255 is void.
+        """The class indices (H, W) uint8 of a mask, of `crop` size, that belong to `prepare`'s image; 255 is void.
 
         `mask` has 8 bits a pixel, as class indices or as a palette's. Beyond its edges it is 0, as the
         reference has it.
@@ -119,7 +119,7 @@ class Preprocessing:
         return np.array(_center_crop(resized, self.crop))
 
     def covered(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the crop in an upright picture of `size` (width, height), in its pixels.
+        """Left, top, right and bottom of the crop in an upright image of `size` (width, height), in its pixels.
 
         What is beyond the edges is padding.
         """
@@ -129,7 +129,7 @@ class Preprocessing:
         return left * x, top * y, (left + self.crop[1]) * x, (top + self.crop[0]) * y
 
     def pixels(self, image: "Image.Image") -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """What the network sees of a picture of `input_size`: (1, 3, H, W) float32 in the channel order."""
+        """What the network sees of an image of `input_size`: (1, 3, H, W) float32 in the channel order."""
         import numpy as np
 
         values = np.asarray(_center_crop(image.convert("RGB"), self.crop), dtype=np.float32)  # H W C
@@ -165,7 +165,7 @@ def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
 
 
 def upright_rgb(image: "Image.Image") -> "Image.Image":
-    """A picture of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers.
+    """An image of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers.
 
     Transparency is dropped, as by transformers' image processor.
     """

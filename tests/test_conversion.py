@@ -13,7 +13,7 @@ from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main, summary
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from tests.peers import hugging_face_segmenter, snr
@@ -69,7 +69,7 @@ def test_its_mask_is_transformers(segmenter: Path, tmp_path: Path) -> None:
     from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
     package = convert(str(segmenter), precision="fp32", attention="packed", output=tmp_path, verify=False).path
-    photograph = drawn_images(150, 201, 1)[0]
+    photograph = synthetic_images(150, 201, 1)[0]
     processor = MobileViTImageProcessorPil.from_pretrained(segmenter, resample=2)
     peer = MobileViTForSemanticSegmentation.from_pretrained(segmenter).eval()
     outputs = peer(**processor(photograph, return_tensors="pt"))
@@ -108,7 +108,7 @@ def test_either_form_of_unfold_computes_the_same(segmenter: Path, tmp_path: Path
         found = {operation.type for operation in block.operations}
         assert kinds[unfold] <= found
         assert not others & found
-        outputs = ReferenceEvaluator(made.path, "fp32").run({"image": drawn_images(144, 208, 1)[0]})
+        outputs = ReferenceEvaluator(made.path, "fp32").run({"image": synthetic_images(144, 208, 1)[0]})
         logits.append(torch.from_numpy(outputs["logits"]))
     assert snr(*logits) > 100
 
@@ -119,7 +119,7 @@ def test_no_preview_of_what_xcode_cannot_show(segmenter: Path, tmp_path: Path) -
     metadata = ct.utils.load_spec(str(made.path)).description.metadata.userDefined
     assert not [key for key in metadata if key.startswith("com.apple.coreml.model.preview")]
     assert read_record(made.path).labels == ("background", "cat", "dog", "dog (3)", "tree")
-    mask = ReferenceEvaluator(made.path).run({"image": drawn_images(128, 128, 1)[0]})["semanticPredictions"]
+    mask = ReferenceEvaluator(made.path).run({"image": synthetic_images(128, 128, 1)[0]})["semanticPredictions"]
     assert isinstance(mask, Image.Image)
     assert (mask.mode, mask.size) == ("L", (128, 128))
 
@@ -144,7 +144,7 @@ def test_features_of_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
     assert "outputs      pooled; featureMap; stage1; stage2; stage3; stage4\n" in summary(made, {})
     record = read_record(made.path)
     assert (record.expand, record.labels, record.config["output_stride"]) == (False, (), 16)
-    outputs = ReferenceEvaluator(made.path).run({"image": drawn_images(128, 128, 1)[0]})
+    outputs = ReferenceEvaluator(made.path).run({"image": synthetic_images(128, 128, 1)[0]})
     assert outputs["pooled"].dtype == np.float32
     assert (outputs["pooled"].shape, outputs["featureMap"].shape) == ((1, 80), (1, 80, 8, 8))
 
@@ -184,7 +184,7 @@ def test_each_function_computes_what_a_package_of_its_own_does(sizes: Conversion
         alone = convert(
             "untrained", "xxs", image_sizes=[size], attention="packed", target="iOS18", output=tmp_path, force=True
         )
-        image = drawn_images(*size, 1)[0]
+        image = synthetic_images(*size, 1)[0]
         expected = ReferenceEvaluator(alone.path).run({"image": image})
         assert ReferenceEvaluator(sizes.path, function_name=function).run({"image": image}) == expected
 
@@ -198,7 +198,7 @@ def test_equal_conversions_of_several_sizes_have_equal_weights_and_programs(size
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "features"])
 def test_a_package_that_crops_itself_says_what_one_that_does_not_says(task: str, tmp_path: Path) -> None:
-    photograph = drawn_images(211, 333, 1)[0]
+    photograph = synthetic_images(211, 333, 1)[0]
     outputs = []
     for include_crop in (False, True):
         path = convert(

@@ -35,7 +35,7 @@ from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig, config_from_hugging_face
 from mobilevit_coreml.errors import MAX_CHARACTERS, CheckpointError, MobileViTError, PackageError
-from mobilevit_coreml.images import drawn_images, read_image
+from mobilevit_coreml.images import read_image, synthetic_images
 from mobilevit_coreml.inference import check_photographs, read_record
 from mobilevit_coreml.inference import predict as answers
 from mobilevit_coreml.labels import read_labels
@@ -287,7 +287,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def pictures() -> dict[str, bytes]:
-    image = drawn_images(20, 24, 1)[0]
+    image = synthetic_images(20, 24, 1)[0]
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "text"
     deep = Image.fromarray((np.arange(400).reshape(20, 20) * 100).astype(np.uint16))
@@ -348,7 +348,7 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
 @pytest.fixture
 def copies(small_packages: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
     """A copy of the package of each task, to be spoilt, beside a photograph."""
-    drawn_images(70, 80, 1)[0].save(tmp_path / "photo.png")
+    synthetic_images(70, 80, 1)[0].save(tmp_path / "photo.png")
     return {task: Path(shutil.copytree(path, tmp_path / f"{task}.mlpackage")) for task, path in small_packages.items()}
 
 

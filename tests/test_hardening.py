@@ -30,7 +30,7 @@ from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.package.files import LOCK, check_free, clear_killed, digest_of, put_in_place, staging
 from mobilevit_coreml.package.metadata import FUNCTION
@@ -49,7 +49,7 @@ def conversion_of(weights: Path, output: Path, *options: str) -> list[str]:
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photos") / "photo.png"
-    drawn_images(70, 80, 1)[0].save(path)
+    synthetic_images(70, 80, 1)[0].save(path)
     return path
 
 
@@ -60,7 +60,7 @@ def names_in(directory: Path) -> list[str]:
 
 def origin_of(path: Path) -> str:
     """Whose weights a package has; it is whole, or the evaluator would not run it."""
-    assert all(ReferenceEvaluator(path).run({"image": drawn_images(64, 64, 1)[0]}))
+    assert all(ReferenceEvaluator(path).run({"image": synthetic_images(64, 64, 1)[0]}))
     return Path(read_record(path).weights.name).name
 
 

@@ -26,7 +26,7 @@ from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import InputError, PackageError
-from mobilevit_coreml.images import drawn_images, read_image
+from mobilevit_coreml.images import read_image, synthetic_images
 from mobilevit_coreml.inference import (
     classify,
     cosine_similarities,
@@ -63,7 +63,7 @@ def small_package(directory: Path, task: str, **options: Any) -> Path:
 
 def save_photographs(directory: Path, count: int = 2) -> list[Path]:
     """PNG files of 200 by 133 pixels."""
-    for number, image in enumerate(drawn_images(133, 200, count)):
+    for number, image in enumerate(synthetic_images(133, 200, count)):
         image.save(directory / f"photo {number}.png")
     return sorted(directory.iterdir())
 
@@ -312,7 +312,7 @@ def test_photographs_are_read_one_after_the_other(classifier: Path, photos: list
     """The first answer is there before anybody looks at the second picture."""
     answers = classify(classifier, [photos[0], tmp_path / "none.png"], "reference")
     assert len(next(answers)) == 1000
-    with pytest.raises(InputError, match="none.png: expected a picture Pillow can read, got No such file"):
+    with pytest.raises(InputError, match="none.png: expected an image Pillow can read, got No such file"):
         next(answers)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.labels import voc_colors, voc_labels
 from mobilevit_coreml.labels.colors import class_colors, distinct_colors
 from mobilevit_coreml.masks import (
@@ -218,7 +218,7 @@ def test_a_mask_of_so_many_classes(tmp_path: Path, classes: int, mode: str) -> N
 
 def test_an_overlay_mixes_the_colors_in() -> None:
     """As Pillow blends with a picture of the colors, but that Pillow cuts off fractions."""
-    (photograph,) = drawn_images(40, 60, 1)
+    (photograph,) = synthetic_images(40, 60, 1)
     class_map = patches(40, 60, classes=21)
     shown = np.asarray(overlay(photograph, class_map, voc_colors())).astype(int)
     paint = np.array([ImageColor.getrgb(color) for color in voc_colors()], np.uint8)[class_map]
@@ -231,7 +231,7 @@ def test_an_overlay_mixes_the_colors_in() -> None:
 
 
 def test_an_overlay_leaves_black_and_void_alone() -> None:
-    (photograph,) = drawn_images(40, 60, 1)
+    (photograph,) = synthetic_images(40, 60, 1)
     class_map = patches(40, 60, classes=21)
     class_map[5:9, 20:50] = VOID
     alone = class_map <= 0

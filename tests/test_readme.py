@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     segmenter = convert("untrained", "s", task="segmentation", attention="packed", verify=False).path
     segmenter.rename("DeepLabV3_MobileViT_S_fp16.mlpackage")
     for name in ("cat.jpg", "street.jpg"):
-        drawn_images(300, 400, 1)[0].save(name)
+        synthetic_images(300, 400, 1)[0].save(name)
     assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(block, {})

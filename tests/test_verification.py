@@ -10,7 +10,7 @@ import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.metrics import MaskFidelity, RankingFidelity, SignalFidelity
 from mobilevit_coreml.model import ImageClassifier
@@ -22,7 +22,7 @@ from tests.peers import snr
 @torch.no_grad()
 def test_figures_of_a_classifier(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     record = read_record(untrained_package)
-    images = drawn_images(256, 256, 3)
+    images = synthetic_images(256, 256, 3)
     fidelity = verify(untrained_package, untrained_model, record, record.preprocessing, images)
     evaluator = ReferenceEvaluator(untrained_package)
     pixels = torch.cat([torch.from_numpy(record.preprocessing.pixels(image)) for image in images])
@@ -48,7 +48,7 @@ def test_figures_of_a_classifier(untrained_package: Path, untrained_model: Image
 def test_another_model_fails(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     record = read_record(untrained_package)
     swapped = dataclasses.replace(record.preprocessing, channel_order="RGB")
-    fidelity = verify(untrained_package, untrained_model, record, swapped, drawn_images(256, 256, 2))
+    fidelity = verify(untrained_package, untrained_model, record, swapped, synthetic_images(256, 256, 2))
     assert fidelity.signals["logits"].snr < 25
     assert not fidelity.passed
 
@@ -79,7 +79,7 @@ def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: lis
     checkpoint = load_checkpoint("untrained", "xxs", "segmentation")
     sized = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, image_size=(96, 128)))
     model = sized.model()
-    images = drawn_images(96, 128, 2)
+    images = synthetic_images(96, 128, 2)
     fidelity = verify(package, model, record, record.preprocessing, images)
     logits = [model(torch.from_numpy(record.preprocessing.pixels(image))).logits for image in images]
     size = (96, 128) if output_size == "image" else (6, 8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
-from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, own_state, recognize, trained_for
+from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, recognize, remap_state_dict, trained_for
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
@@ -62,7 +62,7 @@ class Checkpoint:
     def model(self, attention: str = "split_einsum", unfold: str = "space_to_batch") -> Model:
         """The model with these weights, in eval mode."""
         model = model_for(self.task, self.config, attention, unfold, self.expand)
-        model.load_state_dict(self.state, strict=False)  # `own_state` was strict; batch norm's step counters are absent
+        model.load_state_dict(self.state, strict=False)  # without the step counters of batch norm
         return model.eval()
 
 
@@ -181,7 +181,7 @@ def _from_file(
         task,
         has_expansion(tensors, naming),
         config,
-        own_state(tensors, naming, config, name, task),
+        remap_state_dict(tensors, naming, config, name, task),
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
         None if beside or naming is TIMM else _assumptions(config, task),

@@ -152,7 +152,7 @@ def infer_config(tensors: Mapping[str, Tensor], naming: Naming, task: str = CLAS
     )
 
 
-def own_state(
+def remap_state_dict(
     tensors: Mapping[str, Tensor], naming: Naming, config: MobileViTConfig, source: str, task: str = CLASSIFICATION
 ) -> dict[str, Tensor]:
     """The state dict of the model for a task, float32, from a checkpoint's tensors; features have no use for heads.

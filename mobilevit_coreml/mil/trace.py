@@ -35,7 +35,7 @@ def program_of(
 ) -> Any:
     """A Core ML model (ct.models.MLModel, not loaded) of a model folded for inference.
 
-    Input `image`: a picture of preprocessing.input_size; the program crops where that is asked for,
+    Input `image`: an image of preprocessing.input_size; the program crops where that is asked for,
     scales, and orders its channels. Outputs are `interface.output_names`. `labels` are a classifier's
     and unique, `target` is iOS15 to iOS26, `precision` fp16 or fp32. `encodings` are weights
     to be stored otherwise, by the path of their module.

@@ -119,7 +119,7 @@ def unfold_to_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
     """Each place into the channels first, where it is innermost; a transpose brings it out."""
     x = F.pixel_unshuffle(x, block.patch[0])  # B D*P rows columns
     x = x.reshape(-1, block.places, 1, block.tokens).transpose(0, 1)  # P B*D 1 N
-    return x.reshape(-1, block.width, 1, block.tokens)  # of one picture it has this shape already
+    return x.reshape(-1, block.width, 1, block.tokens)  # of one image it has this shape already
 
 
 def fold_from_channels(block: MobileViTBlock, x: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class OperationRange:
 
     @property
     def near_limit(self) -> bool:
-        """Whether it is within a factor of 4 of fp16's 65504, or past it: another picture may overflow here."""
+        """Whether it is within a factor of 4 of fp16's 65504, or past it: another image may overflow here."""
         return not self.max_abs < FP16_MAX / NEAR_LIMIT
 
 

@@ -1,4 +1,4 @@
-"""Between what callers have and what the program sees: pictures and arrays in, arrays, pictures and classes out."""
+"""Between what callers have and what the program sees: images and arrays in, arrays, images and classes out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
 
 
 def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inputs as the program takes them: pictures (1, C, H, W), 0 to 255, in the declared channel order.
+    """The inputs as the program takes them: images (1, C, H, W), 0 to 255, in the declared channel order.
 
     Raises InputError for a missing or further input, another kind, size, mode or type, or NaN.
     """
@@ -27,26 +27,26 @@ def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> di
             f"{'add ' + ', '.join(missing) if missing else 'leave out ' + ', '.join(unknown)}"
         )
     return {
-        name: _picture(features[name], value) if features[name].kind == "image" else _array(features[name], value)
+        name: _image(features[name], value) if features[name].kind == "image" else _array(features[name], value)
         for name, value in inputs.items()
     }
 
 
-def _picture(feature: Feature, image: Any) -> Tensor:
+def _image(feature: Feature, image: Any) -> Tensor:
     layout = feature.color_layout or ""
     if not isinstance(image, Image.Image):
         raise InputError(
-            f"input {feature.name}: expected a PIL image, got {type(image).__name__}; the package takes pictures"
+            f"input {feature.name}: expected a PIL image, got {type(image).__name__}; the package takes images"
         )
     if image.mode != MODES[layout]:
         raise InputError(
-            f"input {feature.name}: expected a picture of mode {MODES[layout]}, got {image.mode}; "
+            f"input {feature.name}: expected an image of mode {MODES[layout]}, got {image.mode}; "
             f"convert it with image.convert({MODES[layout]!r})"
         )
     if not _fits(feature, (image.height, image.width)):
         height, width = feature.shape
         raise InputError(
-            f"input {feature.name}: expected a picture of {width}x{height} pixels, got {image.width}x{image.height}; "
+            f"input {feature.name}: expected an image of {width}x{height} pixels, got {image.width}x{image.height}; "
             "resize and crop it first, as predict does"
         )
     values = np.asarray(image, dtype=np.float32)
@@ -86,9 +86,9 @@ def _fits(feature: Feature, shape: tuple[int, ...]) -> bool:
 
 
 def from_program(feature: Feature, value: Any) -> Any:
-    """An output as Core ML hands it over: classes as they are, arrays of the declared type, pictures as PIL images.
+    """An output as Core ML hands it over: classes as they are, arrays of the declared type, images as PIL images.
 
-    fp16 arrays come as float32, as coremltools' predict has them. A picture's values are clipped to 0 to 255
+    fp16 arrays come as float32, as coremltools' predict has them. An image's values are clipped to 0 to 255
     and rounded.
     """
     if feature.kind in ("label", "probabilities"):

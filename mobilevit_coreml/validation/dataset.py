@@ -10,7 +10,7 @@ from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.images import SUFFIXES, drawn_images, images_in, read_image
+from mobilevit_coreml.images import SUFFIXES, images_in, read_image, synthetic_images
 from mobilevit_coreml.labels import imagenet_synsets
 from mobilevit_coreml.preprocessing import Preprocessing
 
@@ -37,7 +37,7 @@ def pictures(directory: Path | None, task: str, classes: Sequence[str], contract
     chooses where it is there. Raises InputError for a directory without pictures, or of unknown classes.
     """
     if directory is None:
-        drawn = drawn_images(*contract.input_size)
+        drawn = synthetic_images(*contract.input_size)
         return [Picture(f"drawn {number}", partial(Image.Image.copy, image)) for number, image in enumerate(drawn, 1)]
 
     def picture(name: str, path: Path, truth: int | Path | None = None) -> Picture:

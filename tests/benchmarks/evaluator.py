@@ -16,7 +16,7 @@ import torch
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import ATTENTION_FORMS
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.reference import ReferenceEvaluator
 
@@ -38,7 +38,7 @@ def median_ms(*runs: Callable[[], object]) -> list[float]:
 
 def main() -> None:
     """Print a Markdown table."""
-    image = drawn_images(256, 256, 1)[0]
+    image = synthetic_images(256, 256, 1)[0]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| network | attention | PyTorch eager fp32 | evaluator fp32 | evaluator fp16 | load and decode |")
     print("|---|---|---|---|---|---|")

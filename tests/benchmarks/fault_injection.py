@@ -13,7 +13,7 @@ import pytest
 from tqdm import tqdm
 
 from mobilevit_coreml.errors import MobileViTError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.fault_injection import PACKAGES, SABOTAGES, UNSEEN, Sabotage
 from tests.validation.in_process import InProcess
@@ -52,7 +52,7 @@ def main() -> None:
         directory = Path(name)
         photographs = directory / "photographs"
         photographs.mkdir()
-        for index, image in enumerate(drawn_images(160, 160, 2)):
+        for index, image in enumerate(synthetic_images(160, 160, 2)):
             image.save(photographs / f"{index}.png")
         good = {key: make(directory) for key, make in PACKAGES.items()}
         copies = directory / "copies"

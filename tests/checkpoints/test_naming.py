@@ -8,9 +8,9 @@ from mobilevit_coreml.checkpoints.naming import (
     Naming,
     has_expansion,
     infer_config,
-    own_state,
     parameter_shapes,
     recognize,
+    remap_state_dict,
     trained_for,
 )
 from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE, TIMM
@@ -39,7 +39,7 @@ def test_cvnets_names_give_the_same_model(variant: str) -> None:
     assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (CLASSIFICATION, True)
     assert config == VARIANTS[variant]
     expected = ours(peer).state_dict()
-    state = own_state(tensors, naming, config, "here")
+    state = remap_state_dict(tensors, naming, config, "here")
     assert state.keys() == parameter_shapes(config).keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
 
@@ -55,7 +55,7 @@ def test_recognizes_source_and_variant(peer: Any, naming: Naming, prefix: str) -
         assert recognized is naming
         config = infer_config(tensors, recognized)
         assert (variant_of(config), config.num_labels) == (variant, 11)
-        own_state(tensors, recognized, config, "here")
+        remap_state_dict(tensors, recognized, config, "here")
 
 
 def test_infers_a_network_of_its_own() -> None:
@@ -79,7 +79,7 @@ def test_infers_a_network_of_its_own() -> None:
     assert (config.hidden_sizes, config.neck_hidden_sizes) == ((32, 40, 48), (8, 16, 24, 32, 40, 48, 96))
     assert (config.expand_ratio, config.mlp_ratio, config.conv_kernel_size) == (2, 3, 5)
     assert (config.qkv_bias, config.num_channels, config.num_labels) == (False, 4, 5)
-    own_state(tensors, naming, config, "here")
+    remap_state_dict(tensors, naming, config, "here")
 
 
 def test_half_precision_is_widened() -> None:
@@ -99,7 +99,7 @@ def test_lists_all_that_is_wrong_together() -> None:
     tensors["conv_stem.normalization.weight"] = torch.zeros(17)
     tensors["classifier.bias"] = torch.zeros(1000, dtype=torch.int64)
     with pytest.raises(CheckpointError) as error:
-        own_state(tensors, naming, VARIANTS["xxs"], "here")
+        remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
     assert str(error.value) == (
         "here: expected exactly the Hugging Face keys of this MobileViT, got "
         "2 missing: encoder.layer.2.layernorm.bias, "
@@ -116,7 +116,7 @@ def test_a_transposed_square_weight_has_the_same_shape_but_a_swapped_pair_has_no
     mlp = "stages.2.1.transformer.0.mlp."
     tensors[f"{mlp}fc1.weight"], tensors[f"{mlp}fc2.weight"] = tensors[f"{mlp}fc2.weight"], tensors[f"{mlp}fc1.weight"]
     with pytest.raises(CheckpointError, match=r"2 mis-shaped: .*fc1.weight \(expected 128x64x1x1, got 64x128\)"):
-        own_state(tensors, naming, VARIANTS["xxs"], "here")
+        remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
 
 
 def test_other_networks_are_not_taken_for_mobilevit() -> None:
@@ -134,7 +134,7 @@ def test_weights_must_be_finite(value: float) -> None:
     naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
     tensors["encoder.layer.2.layernorm.bias"][3] = value
     with pytest.raises(CheckpointError) as error:
-        own_state(tensors, naming, VARIANTS["xxs"], "here")
+        remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
     assert str(error.value) == (
         "here: expected finite weights, got NaN or infinity in encoder.layer.2.layernorm.bias; "
         "take an earlier checkpoint of that training"
@@ -158,7 +158,7 @@ def test_keys_beside_the_network_are_unexpected() -> None:
         "here",
     )
     with pytest.raises(CheckpointError, match=r"got 1 unexpected: aux\.weight; check"):
-        own_state(tensors, naming, VARIANTS["xxs"], "here")
+        remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
 
 
 @pytest.mark.parametrize(
@@ -174,14 +174,14 @@ def test_tensors_that_are_no_plain_weights(change: Any, got: str) -> None:
     naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
     tensors["classifier.weight"] = change(tensors["classifier.weight"])
     with pytest.raises(CheckpointError, match=rf"1 mis-shaped: classifier.weight \(expected 1000x320, got {got}\)"):
-        own_state(tensors, naming, infer_config(tensors, naming), "here")
+        remap_state_dict(tensors, naming, infer_config(tensors, naming), "here")
 
 
 def test_a_tensor_that_claims_a_huge_shape_is_not_touched() -> None:
     naming, tensors = recognize(hugging_face_classifier("xxs").state_dict(), NAMINGS, "here")
     tensors["conv_stem.normalization.weight"] = torch.zeros(1).expand(2**40)
     with pytest.raises(CheckpointError, match="mis-shaped: conv_stem.normalization.weight"):
-        own_state(tensors, naming, infer_config(tensors, naming), "here")
+        remap_state_dict(tensors, naming, infer_config(tensors, naming), "here")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -223,7 +223,7 @@ def test_keys_tell_the_task_and_the_expansion(
     assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (task, expand)
     config = infer_config(tensors, naming, task)
     assert variant_of(config) == "xxs"
-    state = own_state(tensors, naming, config, "here", task)
+    state = remap_state_dict(tensors, naming, config, "here", task)
     assert state.keys() == parameter_shapes(config, task, expand).keys()
 
 
@@ -243,9 +243,9 @@ def test_features_pass_over_heads_and_over_nothing_else(
 ) -> None:
     naming, tensors = recognize(peer(), NAMINGS, "here")
     config = infer_config(tensors, naming, FEATURES)
-    state = own_state(tensors, naming, config, "here", FEATURES)
+    state = remap_state_dict(tensors, naming, config, "here", FEATURES)
     assert state.keys() == parameter_shapes(config, FEATURES, expand).keys()
     assert all(key.startswith("backbone.") for key in state)
     tensors |= {"neck.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"got 1 unexpected: neck\.weight; check"):
-        own_state(tensors, naming, config, "here", FEATURES)
+        remap_state_dict(tensors, naming, config, "here", FEATURES)

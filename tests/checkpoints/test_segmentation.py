@@ -9,9 +9,9 @@ from torch import Tensor
 from mobilevit_coreml.checkpoints.naming import (
     has_expansion,
     infer_config,
-    own_state,
     parameter_shapes,
     recognize,
+    remap_state_dict,
     trained_for,
 )
 from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE
@@ -54,7 +54,7 @@ def test_cvnets_names_give_the_same_segmenter(spelling: str, auxiliary: dict[str
     config = infer_config(tensors, naming, SEGMENTATION)
     assert config == published_config("xxs", SEGMENTATION)
     expected = ours(peer).state_dict()
-    state = own_state(tensors, naming, config, "here", SEGMENTATION)
+    state = remap_state_dict(tensors, naming, config, "here", SEGMENTATION)
     assert state.keys() == parameter_shapes(config, SEGMENTATION).keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
 
@@ -68,7 +68,7 @@ def test_recognizes_hugging_faces(variant: str, wrapper: str) -> None:
     assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (SEGMENTATION, False)
     config = infer_config(tensors, naming, SEGMENTATION)
     assert config == published_config(variant, SEGMENTATION)
-    own_state(tensors, naming, config, "here", SEGMENTATION)
+    remap_state_dict(tensors, naming, config, "here", SEGMENTATION)
 
 
 def test_shapes_tell_the_classes_and_the_width_of_the_head() -> None:
@@ -78,7 +78,7 @@ def test_shapes_tell_the_classes_and_the_width_of_the_head() -> None:
     assert (variant_of(config), config.aspp_out_channels) == ("xs", 48)
     assert config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4")
     assert (config.image_hw, config.output_stride) == ((512, 512), 16)
-    own_state(tensors, naming, config, "here", SEGMENTATION)
+    remap_state_dict(tensors, naming, config, "here", SEGMENTATION)
 
 
 def test_twenty_one_classes_are_vocs_in_a_segmenter_only() -> None:
@@ -100,7 +100,7 @@ def test_lists_all_that_is_wrong_together() -> None:
     tensors["seg_head.aspp.aspp_layer.project.block.conv.weight"] = torch.zeros(256, 1279, 1, 1)
     tensors["seg_head.classifier.block.conv.bias"] = torch.zeros(20)
     with pytest.raises(CheckpointError) as error:
-        own_state(tensors, naming, published_config("xxs", SEGMENTATION), "here", SEGMENTATION)
+        remap_state_dict(tensors, naming, published_config("xxs", SEGMENTATION), "here", SEGMENTATION)
     assert str(error.value) == (
         "here: expected exactly the cvnets keys of this MobileViT, got "
         "3 missing: layer_3.1.global_rep.2.bias, seg_head.aspp.aspp_layer.convs.2.block.norm.running_mean, "
@@ -118,7 +118,7 @@ def test_a_classifiers_head_on_a_segmenter_is_unexpected() -> None:
     naming, tensors = recognize(state, NAMINGS, "here")
     assert trained_for(tensors, naming) == SEGMENTATION
     with pytest.raises(CheckpointError, match=r"got 1 unexpected: classifier\.bias; check"):
-        own_state(tensors, naming, published_config("xxs", SEGMENTATION), "here", SEGMENTATION)
+        remap_state_dict(tensors, naming, published_config("xxs", SEGMENTATION), "here", SEGMENTATION)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_weights_of_the_head_must_be_finite(key: str) -> None:
     naming, tensors = recognize(cvnets_state(hugging_face_segmenter("xxs")), NAMINGS, "here")
     tensors[key][1] = float("nan")
     with pytest.raises(CheckpointError) as error:
-        own_state(tensors, naming, infer_config(tensors, naming, SEGMENTATION), "here", SEGMENTATION)
+        remap_state_dict(tensors, naming, infer_config(tensors, naming, SEGMENTATION), "here", SEGMENTATION)
     assert str(error.value) == (
         f"here: expected finite weights, got NaN or infinity in {key}; take an earlier checkpoint of that training"
     )
@@ -138,4 +138,4 @@ def test_a_configuration_that_contradicts_the_head() -> None:
     naming, tensors = recognize(hugging_face_segmenter("xxs").state_dict(), NAMINGS, "here")
     config = dataclasses.replace(infer_config(tensors, naming, SEGMENTATION), aspp_out_channels=128)
     with pytest.raises(CheckpointError, match=r"aspp\.convs\.0\.convolution\.weight \(expected 128x80x1x1, got 256x80"):
-        own_state(tensors, naming, config, "here", SEGMENTATION)
+        remap_state_dict(tensors, naming, config, "here", SEGMENTATION)

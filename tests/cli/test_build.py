@@ -283,5 +283,5 @@ def test_offline_reaches_the_client_of_the_hub(monkeypatch: pytest.MonkeyPatch) 
 
 def test_images_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--all", "--output", str(tmp_path / "dist"), "--images", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: images {tmp_path}: expected pictures")
+    assert capsys.readouterr().err.startswith(f"error: images {tmp_path}: expected images")
     assert not (tmp_path / "dist").exists()

@@ -21,7 +21,7 @@ import torch
 import mobilevit_coreml
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.package.metadata import PackageRecord
 from tests.peers import hugging_face_classifier
 
@@ -262,7 +262,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["--variant", "xxs", "--output", "no/x.mlpackage"],
             "output no/x.mlpackage: expected no to be a directory, got none",
         ),
-        (["--variant", "xxs", "--images", "no"], "images no: expected a directory of pictures, got No such file"),
+        (["--variant", "xxs", "--images", "no"], "images no: expected a directory of images, got No such file"),
         (["--fp8"], "unrecognized arguments: --fp8; see --help"),
     ],
 )
@@ -424,13 +424,13 @@ def test_verifies_on_the_users_pictures(fine_tuned: Path, tmp_path: Path, capsys
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number, mode in enumerate(("RGB", "L", "RGBA")):
-        drawn_images(200 + 50 * number, 300)[number].convert(mode).save(pictures / f"{number}.png")
+        synthetic_images(200 + 50 * number, 300)[number].convert(mode).save(pictures / f"{number}.png")
     (pictures / "notes.txt").touch()
     arguments = ["--weights", str(fine_tuned), "--output", str(tmp_path), "--images", str(pictures)]
     assert main(arguments) == 0
     assert "of 3 pictures" in capsys.readouterr().out
     (pictures / "3.png").write_bytes(b"no picture")
-    assert "3.png: expected a picture Pillow can read, got " in fails([*arguments, "--force"], capsys)
+    assert "3.png: expected an image Pillow can read, got " in fails([*arguments, "--force"], capsys)
 
 
 def test_coremltools_is_quiet_on_import_and_heard_afterwards() -> None:

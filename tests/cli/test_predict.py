@@ -376,7 +376,7 @@ def test_features_of_which_one_fails_are_not_saved(
     extractor: Path, photos: list[Path], output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = output / "features.npz"
-    assert "none.png: expected a picture" in fails(
+    assert "none.png: expected an image" in fails(
         [str(extractor), str(photos[0]), str(output / "none.png"), "--output", str(path)], capsys
     )
     assert list(output.iterdir()) == []
@@ -433,8 +433,8 @@ def packages(untrained_package: Path, segmenter: Path, extractor: Path) -> dict[
             ["--output", "x.json"],
             "output x.json: expected none of a classifier, which writes no files; leave it out",
         ),
-        ("classifier", ["none.png"], "image none.png: expected a picture Pillow can read, got No such file"),
-        ("classifier", ["x.png"], "x.png: expected a picture Pillow can read, got "),
+        ("classifier", ["none.png"], "image none.png: expected an image Pillow can read, got No such file"),
+        ("classifier", ["x.png"], "x.png: expected an image Pillow can read, got "),
         ("classifier", ["--top", "0"], "argument --top: expected a number of classes, at least 1, got '0'; see --help"),
         ("classifier", ["--backend", "tpu"], "backend: expected one of auto, coreml, reference, got 'tpu'; choose one"),
         ("segmenter", ["--backend", "tpu"], "backend: expected one of auto, coreml, reference, got 'tpu'; choose one"),
@@ -525,7 +525,7 @@ def test_no_picture_is_written_where_a_later_one_cannot_be_read(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     message = fails([str(segmenter), str(colorful_photos[0]), str(broken), "--output", str(output)], capsys)
-    assert message.startswith(f"image {broken}: expected a picture Pillow can read, got ")
+    assert message.startswith(f"image {broken}: expected an image Pillow can read, got ")
     assert list(output.iterdir()) == []
 
 

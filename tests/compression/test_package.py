@@ -13,7 +13,7 @@ from mobilevit_coreml.compression import plan
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
 from mobilevit_coreml.conversion import Conversion, convert, split
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.package.files import size_of
 from mobilevit_coreml.reference import ReferenceEvaluator
@@ -28,7 +28,7 @@ KILOBYTE = 1000
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine pictures, six of which calibrate."""
     directory = tmp_path_factory.mktemp("photos")
-    for number, image in enumerate(drawn_images(120, 140, 9)):
+    for number, image in enumerate(synthetic_images(120, 140, 9)):
         image.save(directory / f"{number}.png")
     return directory
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 
 SPREAD = 0.6  # standard deviation of the logarithm of a channel's scale
 TAIL = 4.0  # degrees of freedom of Student's t: the fewer, the heavier the tails
@@ -44,6 +44,6 @@ def trained_like(size: tuple[int, int], task: str = "features", seed: int = 0) -
                 module.bias.normal_(0, 0.3)
                 module.momentum = None
                 module.train()
-        pixels = [checkpoint.preprocessing.pixels(image) for image in drawn_images(*size, 6)]
+        pixels = [checkpoint.preprocessing.pixels(image) for image in synthetic_images(*size, 6)]
         model(torch.cat([torch.from_numpy(one) for one in pixels]))
     return dataclasses.replace(checkpoint, state=model.state_dict())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mobilevit_coreml._coremltools import ct, mb
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.comparison import compare_values, snr
@@ -40,7 +40,7 @@ def model(untrained_model: ImageClassifier) -> ImageClassifier:
 
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
-    return drawn_images(256, 256, 1)[0]
+    return synthetic_images(256, 256, 1)[0]
 
 
 def pixels(image: Image.Image) -> torch.Tensor:

@@ -223,16 +223,16 @@ NAN = np.full((1, 3, 16, 20), np.nan)
         ),
         ("array", {"x": "text"}, "input x: expected an array of numbers, got str"),
         ("array", {"x": NAN}, "input x: expected numbers, got NaN; check where it comes from"),
-        ("rgb", {"x": np.zeros((16, 20, 3))}, "input x: expected a PIL image, got ndarray; the package takes pictures"),
+        ("rgb", {"x": np.zeros((16, 20, 3))}, "input x: expected a PIL image, got ndarray; the package takes images"),
         (
             "rgb",
             {"x": Image.new("RGB", (16, 20))},
-            "input x: expected a picture of 20x16 pixels, got 16x20; resize and crop it first",
+            "input x: expected an image of 20x16 pixels, got 16x20; resize and crop it first",
         ),
         (
             "rgb",
             {"x": Image.new("RGBA", (20, 16))},
-            "input x: expected a picture of mode RGB, got RGBA; convert it with image.convert('RGB')",
+            "input x: expected an image of mode RGB, got RGBA; convert it with image.convert('RGB')",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from mobilevit_coreml.checkpoints.hub import HubUnreachableError
 from mobilevit_coreml.compression.budget import Budget
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.package.files import digest_of
 from mobilevit_coreml.release import inputs
 from mobilevit_coreml.release.build import REPORT, SCHEMA, write_report
@@ -84,7 +84,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("photographs")
-    for index, image in enumerate(drawn_images(40, 40, 3)):
+    for index, image in enumerate(synthetic_images(40, 40, 3)):
         image.save(directory / f"{index}.png")
     return directory
 

@@ -166,7 +166,7 @@ def test_the_worst_pictures_are_on_the_page(tmp_path: Path) -> None:
 
 def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
     def gone() -> Image.Image:
-        raise InputError("image a.png: expected a picture Pillow can read, got none")
+        raise InputError("image a.png: expected an image Pillow can read, got none")
 
     validation = good("classifier")
     names = [seen.picture for seen in reference_run(validation).measured.worst]

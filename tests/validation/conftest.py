@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from tests.validation.in_process import InProcess
 
 
@@ -27,7 +27,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures in three directories called after class indices."""
     directory = tmp_path_factory.mktemp("photographs")
-    for index, image in enumerate(drawn_images(120, 100, 6)):
+    for index, image in enumerate(synthetic_images(120, 100, 6)):
         tree = directory / str(100 * (index // 2))
         tree.mkdir(exist_ok=True)
         image.save(tree / f"{index}.png")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
 from mobilevit_coreml.validation.dataset import Picture, pictures
 from mobilevit_coreml.validation.gates import FAIL, gate_results, verdict_of
@@ -35,7 +35,7 @@ HERE = contextlib.ExitStack()  # temporary directories that are there until the 
 def directory() -> Path:
     """Where the packages are, and `labelled`, pictures in directories by class."""
     path = Path(HERE.enter_context(tempfile.TemporaryDirectory()))
-    for name, image in zip(LABELLED, drawn_images(SIDE, SIDE, 2), strict=True):
+    for name, image in zip(LABELLED, synthetic_images(SIDE, SIDE, 2), strict=True):
         (path / "labelled" / name).mkdir(parents=True)
         image.save(path / "labelled" / name / "a & b.png")
     return path

@@ -21,7 +21,7 @@ from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, published_config
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import model_for
 from mobilevit_coreml.model.layers import ChannelLayerNorm
 from tests.validation.edits import Array, Program, bits_of, edit, edit_record, key_of, packed, rename, rolled, swapped
@@ -73,7 +73,7 @@ def drawn_weights(directory: Path, task: str) -> Path:
             if isinstance(module, nn.BatchNorm2d):
                 module.train()
                 module.momentum = None  # the plain mean over what it sees
-        pictures = [np.asarray(image, np.float32) / 255 for image in drawn_images(SEGMENTED, SEGMENTED)]
+        pictures = [np.asarray(image, np.float32) / 255 for image in synthetic_images(SEGMENTED, SEGMENTED)]
         model(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).flip(1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.report.text import summary
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, open_core_ml
@@ -17,7 +17,7 @@ from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.native import Mac
 
-IMAGE = drawn_images(64, 64, 1)[0]
+IMAGE = synthetic_images(64, 64, 1)[0]
 Validate = Callable[..., Validation]
 
 
@@ -80,7 +80,7 @@ def test_latency_is_core_mls_own(classifier: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_function_is_loaded_by_its_name(sizes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Mac().install(monkeypatch.setattr)
-    image = drawn_images(64, 96, 1)[0]
+    image = synthetic_images(64, 96, 1)[0]
     handlers = open_core_ml(str(sizes), "all", "size_64x96")
     outputs, expected = handlers["run"](image), ReferenceEvaluator(sizes, "fp16", "size_64x96").run({"image": image})
     assert {name: value.dtype for name, value in outputs.items()} == dict.fromkeys(expected, np.dtype(np.float32))

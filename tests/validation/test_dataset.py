@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.labels import imagenet_labels, imagenet_synsets, voc_labels
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.dataset import pictures, true_mask
@@ -30,13 +30,13 @@ def truths(directory: Path, classes: Sequence[str] = CLASSES, task: str = "class
 def test_without_a_directory_pictures_are_drawn() -> None:
     shown = pictures(None, "classification", CLASSES, CONTRACT)
     assert [picture.truth for picture in shown] == [None] * 8
-    for picture, drawn in zip(shown, drawn_images(64, 64), strict=True):
+    for picture, drawn in zip(shown, synthetic_images(64, 64), strict=True):
         assert np.array_equal(np.asarray(picture.prepared()), np.asarray(drawn))
 
 
 def test_pictures_are_prepared_as_the_contract_says(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    drawn_images(100, 150, 1)[0].save(path)
+    synthetic_images(100, 150, 1)[0].save(path)
     (picture,) = pictures(tmp_path, "classification", CLASSES, CONTRACT)
     assert (picture.name, picture.truth) == ("a.png", None)
     assert np.array_equal(np.asarray(picture.prepared()), np.asarray(CONTRACT.prepare(Image.open(path))))
@@ -73,7 +73,7 @@ def test_pictures_beside_directories_have_no_labels(tmp_path: Path) -> None:
 
 def test_features_have_no_labels(tmp_path: Path) -> None:
     photograph(tmp_path / "cat" / "b.png")
-    with pytest.raises(InputError, match="expected pictures"):
+    with pytest.raises(InputError, match="expected images"):
         truths(tmp_path, task="features")
 
 

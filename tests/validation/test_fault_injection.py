@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.errors import MobileViTError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.gates import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.fault_injection import PACKAGES, SABOTAGES, UNSEEN, Sabotage
@@ -64,7 +64,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("photographs")
-    for index, image in enumerate(drawn_images(160, 160, 1)):
+    for index, image in enumerate(synthetic_images(160, 160, 1)):
         image.save(directory / f"{index}.png")
     return directory
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score, top_k_accuracy_score
 
 from mobilevit_coreml.errors import InputError, MobileViTError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.validation.backends import BackendError
@@ -81,7 +81,7 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
     (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "SegmentationClass").mkdir()
     rng = np.random.default_rng(0)
-    for index, image in enumerate(drawn_images(110, 130, 3)):
+    for index, image in enumerate(synthetic_images(110, 130, 3)):
         image.save(tmp_path / "JPEGImages" / f"{index}.png")
         mask = np.kron(rng.integers(0, 22, (11, 13)), np.ones((10, 10))).astype(np.uint8)
         mask[mask == 21] = 255

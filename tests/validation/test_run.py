@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mobilevit_coreml.cli.validate import main
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import CheckpointError, InputError
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.original import load_original
@@ -165,7 +165,7 @@ def test_compressed_weights_have_a_gate_of_their_own(tmp_path: Path) -> None:
     [
         (["nowhere.mlpackage"], "package nowhere.mlpackage: expected a .mlpackage directory, got nothing there"),
         (["PACKAGE", "--gate", "psnr=3"], "gate: expected one of snr,"),
-        (["PACKAGE", "--images", "nowhere"], "images nowhere: expected a directory of pictures"),
+        (["PACKAGE", "--images", "nowhere"], "images nowhere: expected a directory of images"),
         (["PACKAGE", "--weights", "nowhere.pth"], "weights nowhere.pth: expected a file, a directory, a hub id"),
         (["PACKAGE", "--labels", "nowhere.txt"], "labels nowhere.txt: expected a UTF-8 text or JSON file"),
         (["PACKAGE", "--timeout", "0"], "timeout: expected seconds above 0, got 0"),
@@ -209,7 +209,7 @@ def alive(group: int) -> bool:
 
 
 def test_an_interruption_leaves_no_process(classifier: Path, tmp_path: Path) -> None:
-    for index, image in enumerate(drawn_images(80, 80, 8)):
+    for index, image in enumerate(synthetic_images(80, 80, 8)):
         for copy in range(40):
             image.save(tmp_path / f"{index}-{copy}.png")
     command = [sys.executable, "-m", "validate", str(classifier), "--images", str(tmp_path), "--journal"]

@@ -12,7 +12,7 @@ import pytest
 from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.cli.convert import parser
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.images import drawn_images
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference.reader import read_specification
 from mobilevit_coreml.validation import tune as tuning_module
@@ -35,7 +35,7 @@ def tuned(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(mac: Mac, package: Path, units: tuple[str, ...] = (ENGINE,), weights: str | None = None) -> Tuning:
         mac.install(monkeypatch.setattr)
-        monkeypatch.setattr("mobilevit_coreml.validation.dataset.drawn_images", partial(drawn_images, count=2))
+        monkeypatch.setattr("mobilevit_coreml.validation.dataset.synthetic_images", partial(synthetic_images, count=2))
         monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: True)
         monkeypatch.setattr(tuning_module, "core_ml_is_here", lambda: True)
         return tune(package, weights, units, 60.0, Stages())
