@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ import torch
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import TASKS, MobileViTConfig
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.model import ImageClassifier
+from tests.cache import convert_once, once_per_run
 from tests.peers import hugging_face_classifier
 
 
@@ -41,9 +44,15 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def untrained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Conversion]:
+    """`convert`, once per run for all workers: takes its arguments but `output`, does not verify unless asked to."""
+    return partial(convert_once, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def untrained_package(converted: Callable[..., Conversion]) -> Path:
     """An fp16 package of the untrained xxs classifier."""
-    return convert("untrained", "xxs", output=tmp_path_factory.mktemp("package"), verify=False).path
+    return converted("untrained", "xxs").path
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +67,10 @@ def untrained_model() -> ImageClassifier:
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file of weights for each task, of a network as narrow as can be: 0.1 MB, for 64 pixels."""
-    directory = tmp_path_factory.mktemp("small_weights")
+    return once_per_run(tmp_path_factory, "small_weights", save_small_weights)
+
+
+def save_small_weights(directory: Path) -> dict[str, Path]:
     config = MobileViTConfig(
         image_size=64,
         hidden_sizes=(8, 8, 8),
@@ -75,10 +87,9 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def small_packages(small_weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def small_packages(small_weights: dict[str, Path], converted: Callable[..., Conversion]) -> dict[str, Path]:
     """An fp16 package of each of these."""
-    directory = tmp_path_factory.mktemp("small_packages")
     return {
-        task: convert(str(path), image_sizes=[(64, 64)], output=directory / f"{task}.mlpackage", verify=False).path
+        task: converted(str(path), image_sizes=[(64, 64)], attention="packed").path
         for task, path in small_weights.items()
     }
