@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run, table
+from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run
 from mobilevit_coreml.cli.common import NOT_RUN as EXIT_NOT_RUN
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.release.build import megabytes
 from mobilevit_coreml.release.catalogue import FAIL, MEASURED, NOT_RUN, figures_text, rewrite
 from mobilevit_coreml.release.recipe import RECIPES, Recipe, RecipeError, load_recipes
 from mobilevit_coreml.release.release import Outcome, release
+from mobilevit_coreml.report.formatting import table
 
 MAX_JOBS = 64
 LABEL = 12  # columns for a name in a table

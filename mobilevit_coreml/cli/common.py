@@ -7,9 +7,8 @@ import io
 import os
 import signal
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import NoReturn
 
@@ -20,7 +19,6 @@ from mobilevit_coreml.errors import MobileViTError
 DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
 SIGNALLED = 128  # plus the signal's number, as shells report it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WIDTH = 65  # of the second column of a table, whose lines have 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,23 +125,6 @@ def uninterruptible_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def table(title: str, rows: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """A title, and below it names with their lines, at most 80 columns wide; names without lines are left out."""
-    lines = [title]
-    for name, texts in rows:
-        wrapped = [line for text in texts for line in _wrapped(text)]
-        lines += [f"  {label:<12} {line}" for label, line in zip([name, *[""] * len(wrapped)], wrapped, strict=False)]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str) -> list[str]:
-    indent = " " * (len(text) - len(text.lstrip()))
-    wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return wrapper.wrap(text.lstrip())
 
 
 def run_module(name: str, module: str) -> None:

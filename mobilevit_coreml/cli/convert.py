@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run, table
+from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
 from mobilevit_coreml.conversion import STAGES, Conversion, convert
 from mobilevit_coreml.options import TARGETS, Size
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
+from mobilevit_coreml.report.formatting import table
 
 if TYPE_CHECKING:
     from mobilevit_coreml.verification import Fidelity

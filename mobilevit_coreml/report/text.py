@@ -4,9 +4,9 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from mobilevit_coreml.cli.common import table
 from mobilevit_coreml.package.files import MEGABYTE
 from mobilevit_coreml.reference.comparison import FP16_MAX
+from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS

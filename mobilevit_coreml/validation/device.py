@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mobilevit_coreml.cli.common import table
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, TASKS, MobileViTConfig
 from mobilevit_coreml.errors import InputError, MobileViTError
 from mobilevit_coreml.model import Classification, FeatureExtraction, Model, Segmentation, model_for
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.core_ml import UNITS
 from mobilevit_coreml.validation.gates import ALL_BOUNDS, FAIL, NOT_RUN, PASS, gate_results, overall, verdict_of
 from mobilevit_coreml.validation.golden import (

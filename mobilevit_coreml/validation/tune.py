@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.cli.common import Stages, table
+from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.config import ATTENTION_FORMS, FEATURES, SEGMENTATION, UNFOLD_FORMS
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import ConfigError, ConversionError
@@ -19,6 +19,7 @@ from mobilevit_coreml.options import TARGETS
 from mobilevit_coreml.package.interface import OutputForm
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference.reader import read_package, read_specification
+from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.backends import CORE_ML
 from mobilevit_coreml.validation.checks import class_names
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, UNITS
