@@ -106,7 +106,7 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
     from mobilevit_coreml.report.values import report_values, write_json
     from mobilevit_coreml.validation.gates import gates_for, parse_gate
     from mobilevit_coreml.validation.golden import check_place, write_golden
-    from mobilevit_coreml.validation.run import shown_of, validate
+    from mobilevit_coreml.validation.run import images_of, validate
 
     for path in (values.json, values.html):
         if path is not None:
@@ -132,7 +132,7 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
         timeout=values.timeout,
         stages=stages,
     )
-    shown = shown_of(validation, values.images)
+    shown = images_of(validation, values.images)
     if values.json is not None:
         write_json(values.json, report_values(validation))
     if values.html is not None:
@@ -147,10 +147,10 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
 
 
 def _judge(values: argparse.Namespace) -> tuple[str, str]:
-    from mobilevit_coreml.validation.device import judge, summary
+    from mobilevit_coreml.validation.device import evaluate_device_results, summary
 
-    judgement = judge(values.against, values.golden, values.compute_units)
-    return summary(judgement), judgement.verdict
+    found = evaluate_device_results(values.against, values.golden, values.compute_units)
+    return summary(found), found.verdict
 
 
 def _tune(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:

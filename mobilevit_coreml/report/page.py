@@ -19,18 +19,18 @@ from mobilevit_coreml.report.values import (
     correct,
     curve_of,
     departs,
-    departure_text,
     device_shares,
     gate_verdict,
+    mismatch_text,
     overlaps,
     reasons,
     with_unit,
 )
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE
-from mobilevit_coreml.validation.dataset import Picture
+from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.forecast import RULES
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
-from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, Seen
+from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
 from mobilevit_coreml.validation.program import ProgramReport
 from mobilevit_coreml.validation.run import Run, Validation
 from mobilevit_coreml.verification import decibels_text
@@ -42,7 +42,7 @@ NOTHING = "—"  # in a table
 SIGNS = {PASS: "✓", FAIL: "✗", NOT_RUN: "○"}  # beside the words, for who sees colours otherwise
 
 
-def write_html(path: Path, validation: Validation, shown: Mapping[str, Sequence[Picture]]) -> None:
+def write_html(path: Path, validation: Validation, shown: Mapping[str, Sequence[LabelledImage]]) -> None:
     """Write the page, whole or not at all; `shown` has what each function was shown, for thumbnails of the worst.
 
     Equal validations make equal pages. Raises OutputError where matplotlib is not installed (`check_drawable`
@@ -302,7 +302,7 @@ def _program(validation: Validation, function: str, several: bool) -> Html:
         _element("h2", f"Checks{_of(function, several)}"),
         table(("of", "", "found"), checks),
         _element("h2", f"Error by operation{_of(function, several)}"),
-        _departure(program),
+        _mismatch(program),
     ]
     if program.steps:
         caption = (
@@ -313,14 +313,14 @@ def _program(validation: Validation, function: str, several: bool) -> Html:
     return _joined([*parts, _wrong(program), _ranges(validation, program), _tables(program)])
 
 
-def _departure(program: ProgramReport) -> Html:
+def _mismatch(program: ProgramReport) -> Html:
     if program.failure is not None:
         return _element("p", f"The operations could not be compared: {program.failure}", "wrong")
-    departure = program.departure
-    if departure is None:
+    mismatch = program.mismatch
+    if mismatch is None:
         what = f"{len(program.steps)} of {program.operations} operations"
-        return _element("p", f"No departure: {what} were compared, and each does what it should on the inputs it has.")
-    return _element("p", _joined([_element("strong", "First departure:"), departure_text(departure)]), "wrong")
+        return _element("p", f"No mismatch: {what} were compared, and each does what it should on the inputs it has.")
+    return _element("p", _joined([_element("strong", "First mismatch:"), mismatch_text(mismatch)]), "wrong")
 
 
 def _wrong(program: ProgramReport) -> Html:
@@ -428,7 +428,7 @@ def _plans(validation: Validation, function: str, several: bool) -> Html:
     return _joined(parts)
 
 
-def _pictures(validation: Validation, function: str, several: bool, shown: Sequence[Picture]) -> Html:
+def _pictures(validation: Validation, function: str, several: bool, shown: Sequence[LabelledImage]) -> Html:
     """The worst pictures of each run, the first run's at once."""
     runs = [run for run in validation.runs if run.function == function and run.measured.worst]
     if not runs:
@@ -446,7 +446,7 @@ def _pictures(validation: Validation, function: str, several: bool, shown: Seque
     return _joined(parts)
 
 
-def _thumbnail(picture: Picture | None) -> Html:
+def _thumbnail(picture: LabelledImage | None) -> Html:
     """A picture as the package takes it, small; a placeholder where it is not there any more."""
     if picture is None:
         return _element("p", "no picture", "thumbnail")
@@ -465,7 +465,7 @@ def _thumbnail(picture: Picture | None) -> Html:
     )
 
 
-def _card(seen: Seen, validation: Validation, thumbnail: Html) -> Html:
+def _card(seen: ImageResult, validation: Validation, thumbnail: Html) -> Html:
     fidelity = seen.meters.fidelity({})
     figures = fidelity.figures
     facts = []

@@ -27,7 +27,7 @@ DEVICES = {  # colour, hatching, words
 
 
 def operation_errors(program: ProgramReport) -> Html:
-    """Own and accumulated SNR of each operation in program order, the gate, and the first departure."""
+    """Own and accumulated SNR of each operation in program order, the gate, and the first mismatch."""
     steps = program.steps
     with drawing(WIDE, 4.2) as figure:
         axes = figure.add_subplot()
@@ -47,12 +47,12 @@ def operation_errors(program: ProgramReport) -> Html:
             axes.plot(lost, [low + 4] * len(lost), "x", color=ORANGE, label="no number")
         gate = f"gate of its own, {program.gate:g} dB"
         axes.axhline(program.gate, color=ORANGE, linestyle="--", linewidth=1, label=gate)
-        departure = _departure_index(program)
-        if departure is not None:
-            own = steps[departure].own
-            axes.axvline(departure, color=ORANGE, linewidth=1)
+        mismatch = _mismatch_index(program)
+        if mismatch is not None:
+            own = steps[mismatch].own
+            axes.axvline(mismatch, color=ORANGE, linewidth=1)
             place = own if math.isfinite(own) else low + 4
-            axes.plot([departure], [place], "D", color=ORANGE, markersize=8, label="first departure")
+            axes.plot([mismatch], [place], "D", color=ORANGE, markersize=8, label="first mismatch")
         axes.set_xlim(-1, len(steps))
         axes.set_ylim(low, high)
         axes.set_ylabel("SNR against PyTorch, dB")
@@ -120,15 +120,15 @@ def _plain_decades(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _departure_index(program: ProgramReport) -> int | None:
-    """The place of the first departure among the steps, or of the step behind it; None where there is neither."""
-    if program.departure is None:
+def _mismatch_index(program: ProgramReport) -> int | None:
+    """The place of the first mismatch among the steps, or of the step behind it; None where there is neither."""
+    if program.mismatch is None:
         return None
     order = {one.name: index for index, one in enumerate(program.ranges)}
-    place = order.get(program.departure.operation)
+    place = order.get(program.mismatch.operation)
     for index, step in enumerate(program.steps):
         behind = place is not None and order.get(step.operation, -1) >= place
-        if step.operation == program.departure.operation or behind:
+        if step.operation == program.mismatch.operation or behind:
             return index
     return None
 

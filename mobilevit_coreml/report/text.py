@@ -36,7 +36,7 @@ def summary(validation: Validation) -> str:
             rows.append(("function", [function]))
         rows += [(check.name, [_check(check)]) for check in (*validation.declared[function], *program.checks)]
         rows += [
-            ("departs", _departure(program)),
+            ("departs", _mismatch(program)),
             ("fp16 range", list(_range(program)) if validation.record.precision == "fp16" else []),
             *((run.backend.name, list(_run(run, program))) for run in validation.runs if run.function == function),
             ("forecast", _forecast(program)),
@@ -52,12 +52,12 @@ def _check(check: Check) -> str:
     return f"{PASS if check.passed else FAIL}, {check.detail}"
 
 
-def _departure(program: ProgramReport) -> list[str]:
-    departure = program.departure
-    if departure is None:
+def _mismatch(program: ProgramReport) -> list[str]:
+    mismatch = program.mismatch
+    if mismatch is None:
         return []
-    module = f", of {departure.module}" if departure.module else ""
-    return [f"first at {departure.type} {departure.operation}{module}", departure.detail]
+    module = f", of {mismatch.module}" if mismatch.module else ""
+    return [f"first at {mismatch.type} {mismatch.operation}{module}", mismatch.detail]
 
 
 def _range(program: ProgramReport) -> Iterator[str]:

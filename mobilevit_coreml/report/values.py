@@ -13,8 +13,8 @@ from mobilevit_coreml.publish import whole_file
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.forecast import RULES
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
-from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, Seen
-from mobilevit_coreml.validation.program import Departure, ProgramReport
+from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
+from mobilevit_coreml.validation.program import Mismatch, ProgramReport
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation
 from mobilevit_coreml.validation.steps import Step
 from mobilevit_coreml.verification import Fidelity, GateResult, decibels_text
@@ -66,8 +66,8 @@ def reasons(validation: Validation) -> Iterator[str]:
         if not check.passed:
             yield f"{_of(function, several)}{check.name}: {check.detail}"
     for function, program in validation.programs.items():
-        if program.departure is not None:
-            yield f"{_of(function, several)}first departure: {departure_text(program.departure)}"
+        if program.mismatch is not None:
+            yield f"{_of(function, several)}first mismatch: {mismatch_text(program.mismatch)}"
     if validation.unmeasured:
         yield f"gate {', '.join(validation.unmeasured)}: not measured on any backend"
     for run in validation.runs:
@@ -76,10 +76,10 @@ def reasons(validation: Validation) -> Iterator[str]:
             yield f"{_of(run.function, several)}{run.backend}: {'; '.join(missed) or run.reason}"
 
 
-def departure_text(departure: Departure) -> str:
+def mismatch_text(mismatch: Mismatch) -> str:
     """Where a program departs, and how."""
-    module = f" of {departure.module}" if departure.module else ""
-    return f"{departure.type} {departure.operation}{module}: {departure.detail}".lstrip()
+    module = f" of {mismatch.module}" if mismatch.module else ""
+    return f"{mismatch.type} {mismatch.operation}{module}: {mismatch.detail}".lstrip()
 
 
 def gate_text(result: GateResult) -> str:
@@ -157,7 +157,7 @@ def overlaps(meter: MaskMeter | None) -> list[ClassOverlap]:
     return [ClassOverlap(index, pixels, same / either) for index, (same, either, pixels) in enumerate(counts) if either]
 
 
-def correct(seen: Seen) -> dict[str, bool]:
+def correct(seen: ImageResult) -> dict[str, bool]:
     """Whether each side puts a picture's true class first; {} where that is not known."""
     return {side: meter.first == 1 for side, meter in seen.truths.items() if isinstance(meter, AccuracyMeter)}
 
@@ -188,7 +188,7 @@ def _function(validation: Validation, name: str) -> Values:
         "checks": [_check(check) for check in (*validation.declared[name], *program.checks)],
         "operations_in_program": program.operations,
         "operation_gate": program.gate,
-        "departure": None if program.departure is None else dataclasses.asdict(program.departure),
+        "departure": None if program.mismatch is None else dataclasses.asdict(program.mismatch),
         "failure": program.failure,
         "weights": [
             {
@@ -304,7 +304,7 @@ def _plan(plan: Sequence[PlannedOperation], modules: Mapping[str, str]) -> Value
     }
 
 
-def _seen(seen: Seen, validation: Validation) -> Values:
+def _seen(seen: ImageResult, validation: Validation) -> Values:
     fidelity = seen.meters.fidelity({})
     figures = fidelity.figures
     differences = [signal.max_abs_difference for signal in fidelity.signals.values()]

@@ -18,7 +18,7 @@ PHOTOGRAPHS, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets",
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """A picture by name, and what is true of it: the index of its class, or its mask, or nothing that is known.
 
     `prepared` reads it and gives what the package's input takes.
@@ -29,7 +29,9 @@ class Picture:
     truth: int | Path | None = None
 
 
-def pictures(directory: Path | None, task: str, classes: Sequence[str], contract: Preprocessing) -> list[Picture]:
+def load_images(
+    directory: Path | None, task: str, classes: Sequence[str], contract: Preprocessing
+) -> list[LabelledImage]:
     """Drawn pictures, or those of a directory: an ImageNet-style tree, VOC's directories, or any pictures.
 
     An ImageNet-style tree has a directory for each class, called after it, after its index, or after its
@@ -38,10 +40,12 @@ def pictures(directory: Path | None, task: str, classes: Sequence[str], contract
     """
     if directory is None:
         drawn = synthetic_images(*contract.input_size)
-        return [Picture(f"drawn {number}", partial(Image.Image.copy, image)) for number, image in enumerate(drawn, 1)]
+        return [
+            LabelledImage(f"drawn {number}", partial(Image.Image.copy, image)) for number, image in enumerate(drawn, 1)
+        ]
 
-    def picture(name: str, path: Path, truth: int | Path | None = None) -> Picture:
-        return Picture(name, lambda: contract.prepare(read_image(path)), truth)
+    def picture(name: str, path: Path, truth: int | Path | None = None) -> LabelledImage:
+        return LabelledImage(name, lambda: contract.prepare(read_image(path)), truth)
 
     if task == SEGMENTATION and (directory / PHOTOGRAPHS).is_dir() and (directory / MASKS).is_dir():
         return [picture(photograph.stem, photograph, mask) for photograph, mask in _voc(directory)]

@@ -85,7 +85,7 @@ class DeviceRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class DeviceResults:
     """All runs that were asked for, by compute unit and function."""
 
     results: Path
@@ -110,7 +110,7 @@ class _MalformedError(ValueError):
     """What is wrong in a file, without its name."""
 
 
-def judge(results: Path, golden: Path | None = None, units: Sequence[str] = ()) -> Judgement:
+def evaluate_device_results(results: Path, golden: Path | None = None, units: Sequence[str] = ()) -> DeviceResults:
     """Measure what a device wrote against the golden directory it was asked with.
 
     That is `golden`, or the directory `results` is in, or the one above it. `units` of core_ml.UNITS are asked
@@ -132,7 +132,7 @@ def judge(results: Path, golden: Path | None = None, units: Sequence[str] = ()) 
                 runs.append(_judged(unit, function, entry, device, manifest, directory, results.parent))
     except _MalformedError as error:
         raise InputError(f"results {results}: {error}; run the test on the device again") from None
-    return Judgement(results, directory, manifest, device, tuple(runs))
+    return DeviceResults(results, directory, manifest, device, tuple(runs))
 
 
 def read_manifest(directory: Path) -> tuple[Manifest, str]:
@@ -149,20 +149,20 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
         raise InputError(f"golden {path}: {error}; write it again with --golden") from None
 
 
-def summary(judgement: Judgement) -> str:
+def summary(found: DeviceResults) -> str:
     """The verdict for a person at a terminal, 80 columns wide."""
-    manifest, device = judgement.manifest, judgement.device
+    manifest, device = found.manifest, found.device
     pictures = sum(len(function.pictures) for function in manifest.functions)
     rows: list[tuple[str, list[str]]] = [
         ("package", [manifest.package, f"sha256 {manifest.sha256:.12}…"]),
         ("device", [f"{device.model}, {device.chip}", f"{device.system}, {device.date}"]),
-        ("shown", [f"{pictures} pictures of {judgement.golden}"]),
+        ("images", [f"{pictures} of {found.golden}"]),
     ]
-    for run in judgement.runs:
+    for run in found.runs:
         several = f"{run.function}: " if len(manifest.functions) > 1 else ""
         first, *others = _run_lines(run)
         rows.append((SHORT[run.units], [several + first, *others]))
-    return table(f"{judgement.results}: {judgement.verdict}", rows)
+    return table(f"{found.results}: {found.verdict}", rows)
 
 
 def _run_lines(run: DeviceRun) -> Iterator[str]:

@@ -54,7 +54,7 @@ from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABEL
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, WARM_UP
-from mobilevit_coreml.validation.dataset import Picture
+from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.gates import ALL_BOUNDS
 from mobilevit_coreml.validation.original import Original
 from mobilevit_coreml.validation.run import digest_of
@@ -178,7 +178,7 @@ def write_golden(
     package: Path,
     record: PackageRecord,
     original: Original,
-    shown: Mapping[str, Sequence[Picture]],
+    shown: Mapping[str, Sequence[LabelledImage]],
     gates: Mapping[str, float],
     digest: str,
     count: int = COUNT,
@@ -266,7 +266,7 @@ def kind_and_dtype(task: str, form: OutputForm) -> tuple[str, str]:
 
 
 def _write_function(
-    staged: Path, function: str, record: PackageRecord, original: Original, pictures: Sequence[Picture]
+    staged: Path, function: str, record: PackageRecord, original: Original, pictures: Sequence[LabelledImage]
 ) -> GoldenFunction:
     if not re.fullmatch(r"\w+", function, re.ASCII):
         raise InputError(f"function: expected a name of letters, digits and _, got {function!r:.60}; convert again")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mobilevit_coreml.errors import InputError, OutputError
-from mobilevit_coreml.validation.measure import Seen
+from mobilevit_coreml.validation.measure import ImageResult
 
 
 class Journal:
@@ -19,17 +19,17 @@ class Journal:
         self._file = file
         self._places: dict[str, int] = {}  # where each picture's line starts, lest all lines be in memory
 
-    def known(self, picture: str) -> Seen | None:
+    def known(self, picture: str) -> ImageResult | None:
         """What was measured of a picture in an earlier run."""
         if picture not in self._places:
             return None
         self._file.seek(self._places[picture])
         try:
-            return Seen.from_values(json.loads(self._file.readline()))
+            return ImageResult.from_values(json.loads(self._file.readline()))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._damaged(error) from None
 
-    def write(self, seen: Seen) -> None:
+    def write(self, seen: ImageResult) -> None:
         """Keep what was measured of a picture."""
         self.append(dataclasses.asdict(seen))
 

@@ -17,7 +17,7 @@ from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.backends import BackendError, Worker
-from mobilevit_coreml.validation.dataset import Picture, true_mask
+from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
 from mobilevit_coreml.verification import Meters, compare
 
 WORST = 6  # pictures that are shown
@@ -28,7 +28,7 @@ TruthMeter = AccuracyMeter | MaskMeter
 
 
 @dataclasses.dataclass
-class Seen:
+class ImageResult:
     """What was measured of one picture.
 
     `truths` has a meter of each side against the picture's label or mask, where it has one. `first` are
@@ -63,10 +63,10 @@ class Measured:
 
     meters: Meters = dataclasses.field(default_factory=Meters)
     truths: dict[str, TruthMeter] = dataclasses.field(default_factory=dict)
-    worst: list[Seen] = dataclasses.field(default_factory=list)
+    worst: list[ImageResult] = dataclasses.field(default_factory=list)
     points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
-    def add(self, seen: Seen) -> None:
+    def add(self, seen: ImageResult) -> None:
         """Count one picture."""
         self.meters.merge(seen.meters)
         for side, meter in seen.truths.items():
@@ -77,14 +77,14 @@ class Measured:
 
 
 @torch.inference_mode()
-def see(
-    picture: Picture,
+def compare_image(
+    picture: LabelledImage,
     worker: Worker,
     model: Model,
     record: PackageRecord,
     contract: Preprocessing,
     classes: Sequence[str],
-) -> Seen:
+) -> ImageResult:
     """Show one picture to both sides, which work at the same time; `classes` are the package's.
 
     Raises BackendError for outputs that are missing, or of another size.
@@ -100,7 +100,7 @@ def see(
     except (KeyError, RuntimeError, ValueError) as error:
         raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
     truths = {} if picture.truth is None else _truths(picture.truth, record, contract, result, outputs)
-    return Seen(picture.name, meters, truths, _first(record, result, outputs))
+    return ImageResult(picture.name, meters, truths, _first(record, result, outputs))
 
 
 def _in_order(probabilities: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:

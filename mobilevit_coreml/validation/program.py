@@ -24,13 +24,13 @@ from mobilevit_coreml.validation.forecast import Finding, forecast
 from mobilevit_coreml.validation.steps import Step, compare_steps
 from mobilevit_coreml.validation.weights import PLAIN, StoredTensor, stored_tensors, with_stored
 
-LOOKED_INTO = 4  # pictures at most for what every operation does
+MAX_PROGRAM_IMAGES = 4  # pictures at most for what every operation does
 # dB of each operation on the inputs it had. One rounding to fp16 leaves about 73, the first convolution's picture 66.
 OWN_GATES = {"fp16": 55.0, "fp32": 100.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Departure:
+class Mismatch:
     """The first operation of a program that is not what it should be, and what is wrong with it."""
 
     operation: str
@@ -54,7 +54,7 @@ class ProgramReport:
     ranges: tuple[OperationRange, ...]
     findings: tuple[Finding, ...]
     gate: float
-    departure: Departure | None
+    mismatch: Mismatch | None
     failure: str | None = None
 
     @property
@@ -77,7 +77,7 @@ class ProgramReport:
         return Check("operations", weakest.own >= self.gate, detail)
 
 
-def look_into(
+def check_program(
     package: Path,
     record: PackageRecord,
     model: Model,
@@ -94,7 +94,7 @@ def look_into(
     largest: list[OperationRange] = []
     failure = None
     try:
-        for image in itertools.islice(images, LOOKED_INTO):
+        for image in itertools.islice(images, MAX_PROGRAM_IMAGES):
             seen, ranged = _observe(evaluator, own, record, contract, image)
             steps = _worst_steps(steps, seen)
             largest = _largest(largest, ranged)
@@ -103,10 +103,8 @@ def look_into(
     gate = OWN_GATES[record.precision]
     findings = forecast(package, dict(model.named_modules()), function)
     names = [operation.name for operation in evaluator.function.operations]
-    departure = _first_departure(evaluator.function, tensors, steps, gate)
-    return ProgramReport(
-        function, len(names), tensors, tuple(steps), tuple(largest), findings, gate, departure, failure
-    )
+    mismatch = _first_mismatch(evaluator.function, tensors, steps, gate)
+    return ProgramReport(function, len(names), tensors, tuple(steps), tuple(largest), findings, gate, mismatch, failure)
 
 
 def _observe(
@@ -144,20 +142,20 @@ def _least(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
 
 
-def _first_departure(
+def _first_mismatch(
     function: Function, tensors: Iterable[StoredTensor], steps: Sequence[Step], gate: float
-) -> Departure | None:
+) -> Mismatch | None:
     """The operation earliest in the program that stores other weights, or computes something else."""
-    wrong = [Departure(one.operation, one.type, one.module, _tensor(one)) for one in tensors if not one.passed]
+    wrong = [Mismatch(one.operation, one.type, one.module, _tensor(one)) for one in tensors if not one.passed]
     compared = {step.operation for step in steps}
     for step in steps:
         if not step.own >= gate:
             detail = f"{step.own:.1f} dB on the inputs it has (gate {gate:g} dB)"
             added = _added(step.operation, function, compared)
             if added is None:
-                wrong.append(Departure(step.operation, step.type, step.module, detail))
+                wrong.append(Mismatch(step.operation, step.type, step.module, detail))
             else:
-                wrong.append(Departure(added.name, added.type, "", f"PyTorch has no such step; after it {detail}"))
+                wrong.append(Mismatch(added.name, added.type, "", f"PyTorch has no such step; after it {detail}"))
     order = {operation.name: index for index, operation in enumerate(function.operations)}
     return min(wrong, key=lambda one: order.get(one.operation, -1), default=None)
 

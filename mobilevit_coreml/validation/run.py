@@ -26,12 +26,12 @@ from mobilevit_coreml.validation.backends import (
 )
 from mobilevit_coreml.validation.checks import Check, class_names, declared
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE, open_core_ml
-from mobilevit_coreml.validation.dataset import Picture, pictures
+from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS, gate_results, gates_for, overall, verdict_of
 from mobilevit_coreml.validation.journal import Journal, open_journal
-from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, Measured, see
+from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, Measured, compare_image
 from mobilevit_coreml.validation.original import Original, load_original
-from mobilevit_coreml.validation.program import ProgramReport, look_into
+from mobilevit_coreml.validation.program import ProgramReport, check_program
 from mobilevit_coreml.verification import Fidelity, GateResult, network_outputs
 
 TIMEOUT = 600.0  # seconds without an answer: a Mac may compile for minutes
@@ -132,7 +132,7 @@ def validate(
     """Compare a package with the PyTorch model it was made of, on any number of pictures and backends.
 
     `weights` are those the package records unless they are somewhere else now; `labels` and
-    `channel_order` are what its conversion was given. `images` is a directory as in `pictures`; without
+    `channel_order` are what its conversion was given. `images` is a directory as in `load_images`; without
     one drawn pictures are shown. `backend` is reference, coreml or auto, `compute_units` of
     core_ml.UNITS, `gates` figures by name, in place of the default ones. `journal` keeps what was
     measured of each picture, for a run that goes on.
@@ -153,7 +153,7 @@ def validate(
     with stages("program"):
         checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
         programs = {
-            name: look_into(
+            name: check_program(
                 package,
                 record,
                 original.models[name],
@@ -197,15 +197,15 @@ def validate(
     )
 
 
-def shown_of(validation: Validation, images: Path | None) -> dict[str, list[Picture]]:
+def images_of(validation: Validation, images: Path | None) -> dict[str, list[LabelledImage]]:
     """The pictures that each function was shown."""
     return _shown(validation.record, validation.original, list(validation.programs), images)
 
 
 def _shown(
     record: PackageRecord, original: Original, functions: Sequence[str], images: Path | None
-) -> dict[str, list[Picture]]:
-    return {name: pictures(images, record.task, original.classes, original.contracts[name]) for name in functions}
+) -> dict[str, list[LabelledImage]]:
+    return {name: load_images(images, record.task, original.classes, original.contracts[name]) for name in functions}
 
 
 def _functions(record: PackageRecord, function: str | None) -> list[str]:
@@ -233,7 +233,7 @@ def _run(
     record: PackageRecord,
     original: Original,
     function: str,
-    shown: Sequence[Picture],
+    shown: Sequence[LabelledImage],
     classes: Sequence[str],
     gates: Mapping[str, float],
     journal: Journal | None,
@@ -253,7 +253,7 @@ def _run(
                 for picture in shown:
                     seen = None if journal is None else journal.known(picture.name)
                     if seen is None:
-                        seen = see(picture, worker, original.models[function], record, contract, classes)
+                        seen = compare_image(picture, worker, original.models[function], record, contract, classes)
                         if journal is not None:
                             journal.write(seen)
                     measured.add(seen)

@@ -1,4 +1,4 @@
-"""What the validator says of every spoilt package, as a table: `python -m tests.benchmarks.sabotage`.
+"""What the validator says of every faulty package, as a table: `python -m tests.benchmarks.fault_injection`.
 
 The fourth column is what a comparison of outputs alone, with the gates of fp16, would say.
 """
@@ -15,24 +15,24 @@ from tqdm import tqdm
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.run import Validation, validate
-from tests.validation.fault_injection import PACKAGES, SABOTAGES, UNSEEN, Sabotage
+from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
 from tests.validation.in_process import InProcess
 
 
-def row(sabotage: Sabotage, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
+def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
     """Kind, what failed, where, and what the outputs were like."""
     copy = shutil.copytree(good, directory / good.name)
     try:
-        sabotage.apply(copy)
+        fault.apply(copy)
         validation = validate(copy, images=photographs, backend="reference")
     except MobileViTError as error:
-        return sabotage.name, "refused", str(error).rpartition("expected ")[2].split(",")[0][:40], ""
+        return fault.name, "refused", str(error).rpartition("expected ")[2].split(",")[0][:40], ""
     finally:
         shutil.rmtree(copy)
     failed = [check.name for _, check in validation.checks if not check.passed]
     (program,) = validation.programs.values()
-    where = "" if program.departure is None else f"`{program.departure.operation}`"
-    return sabotage.name, ", ".join(failed), where, outputs(validation)
+    where = "" if program.mismatch is None else f"`{program.mismatch.operation}`"
+    return fault.name, ", ".join(failed), where, outputs(validation)
 
 
 def outputs(validation: Validation) -> str:
@@ -56,10 +56,10 @@ def main() -> None:
             image.save(photographs / f"{index}.png")
         good = {key: make(directory) for key, make in PACKAGES.items()}
         copies = directory / "copies"
-        for title, kinds in (("seen", SABOTAGES), ("not seen", UNSEEN)):
-            print(f"| {title} | what fails | first departure | outputs alone |\n|---|---|---|---|")
-            for sabotage in tqdm(kinds, disable=None, file=sys.stderr):
-                print("|", " | ".join(row(sabotage, good[sabotage.package], photographs, copies)), "|")
+        for title, kinds in (("seen", FAULTS), ("not seen", UNSEEN)):
+            print(f"| {title} | what fails | first mismatch | outputs alone |\n|---|---|---|---|")
+            for fault in tqdm(kinds, disable=None, file=sys.stderr):
+                print("|", " | ".join(row(fault, good[fault.package], photographs, copies)), "|")
             print()
 
 

@@ -80,7 +80,7 @@ def test_modules_are_found_by_name(untrained_package: Path, model: ImageClassifi
     "path",
     ["backbone.stem.conv", "backbone.stage2.1.depthwise.conv", "backbone.stage4.1.layers.2.mlp_in", "classifier"],
 )
-def test_the_first_departure_is_where_the_model_was_changed(
+def test_the_first_mismatch_is_where_the_model_was_changed(
     untrained_package: Path, model: ImageClassifier, image: Image.Image, path: str
 ) -> None:
     changed = fold_for_inference(model)

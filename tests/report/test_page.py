@@ -16,11 +16,11 @@ from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.report.html import Html, check_drawable, page, table
 from mobilevit_coreml.report.page import write_html
 from mobilevit_coreml.report.plots import operation_errors, probabilities
-from mobilevit_coreml.validation.dataset import Picture
+from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.gates import NOT_RUN
-from mobilevit_coreml.validation.program import Departure
+from mobilevit_coreml.validation.program import Mismatch
 from mobilevit_coreml.validation.run import Validation
-from tests.validation.examples import FUNCTION, good, reference_run, shown, spoilt, with_core_ml, with_curve
+from tests.validation.examples import FUNCTION, faulty, good, reference_run, shown, with_core_ml, with_curve
 
 EVIL = '<script>alert("1")</script>\'&\u202e$x$'
 VOID = ("meta", "img", "br", "path", "use", "rect", "image", "hr")
@@ -103,12 +103,12 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
 
 
 def test_a_package_that_fails_says_why_and_where(tmp_path: Path) -> None:
-    found = Page(written(tmp_path, spoilt(), ""))
+    found = Page(written(tmp_path, faulty(), ""))
     assert "✗ FAIL" in found.all("p")
-    assert any(text.startswith("first departure: gelu stage3_1_layers_1_activation of ") for text in found.all("li"))
-    assert "First departure:" in found.all("strong")
+    assert any(text.startswith("first mismatch: gelu stage3_1_layers_1_activation of ") for text in found.all("li"))
+    assert "First mismatch:" in found.all("strong")
     assert "What departs: 1 operation" in found.all("h3")
-    assert "first departure" in found.all("text")  # of the plot
+    assert "first mismatch" in found.all("text")  # of the plot
 
 
 def test_what_was_asked_for_and_not_run_is_no_pass(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
 
     validation = good("classifier")
     names = [seen.picture for seen in reference_run(validation).measured.worst]
-    write_html(tmp_path / "report.html", validation, {FUNCTION: [Picture(names[0], gone)]})
+    write_html(tmp_path / "report.html", validation, {FUNCTION: [LabelledImage(names[0], gone)]})
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "the picture can no longer be read" in found.all("p")
     assert "no picture" in found.all("p")
@@ -192,7 +192,7 @@ def evil(validation: Validation) -> Validation:
         tensors=tuple(dataclasses.replace(one, operation=EVIL, format=EVIL, passed=False) for one in program.tensors),
         ranges=tuple(dataclasses.replace(one, name=EVIL, type=EVIL, max_abs=65000.0) for one in program.ranges),
         findings=tuple(dataclasses.replace(one, operation=EVIL, detail=EVIL) for one in program.findings),
-        departure=Departure(EVIL, EVIL, EVIL, EVIL),
+        mismatch=Mismatch(EVIL, EVIL, EVIL, EVIL),
     )
     run = reference_run(validation)
     worst = [dataclasses.replace(seen, picture=EVIL) for seen in run.measured.worst]
@@ -211,7 +211,7 @@ def evil(validation: Validation) -> Validation:
 
 def test_nothing_from_outside_is_html(tmp_path: Path) -> None:
     validation = evil(good("classifier"))
-    picture = Picture(EVIL, lambda: Image.new("RGB", (64, 64)))
+    picture = LabelledImage(EVIL, lambda: Image.new("RGB", (64, 64)))
     write_html(tmp_path / "report.html", validation, {FUNCTION: [picture]})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = Page(text)
@@ -255,10 +255,10 @@ def test_an_operation_that_was_added_is_marked_where_it_is_read() -> None:
     program = good("features").programs[FUNCTION]
     second = program.ranges[1]
     without = tuple(step for step in program.steps if step.operation != second.name)
-    added = dataclasses.replace(program, steps=without, departure=Departure(second.name, second.type, "", ""))
-    assert "first departure" in Page(operation_errors(added)).all("text")
-    missing = dataclasses.replace(program, departure=Departure("nowhere", "", "", ""))
-    assert "first departure" not in Page(operation_errors(missing)).all("text")
+    added = dataclasses.replace(program, steps=without, mismatch=Mismatch(second.name, second.type, "", ""))
+    assert "first mismatch" in Page(operation_errors(added)).all("text")
+    missing = dataclasses.replace(program, mismatch=Mismatch("nowhere", "", "", ""))
+    assert "first mismatch" not in Page(operation_errors(missing)).all("text")
 
 
 def test_tables_escape_all_but_html() -> None:

@@ -19,7 +19,7 @@ from mobilevit_coreml.validation.forecast import RULES
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.measure import Measured
 from mobilevit_coreml.validation.run import Run, Validation
-from tests.validation.examples import FUNCTION, good, plan, reference_run, spoilt, with_core_ml, with_curve
+from tests.validation.examples import FUNCTION, faulty, good, plan, reference_run, with_core_ml, with_curve
 
 SCHEMA = json.loads(
     resources.files("mobilevit_coreml.report").joinpath("validation.schema.json").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ EXAMPLES: dict[str, Callable[[], Validation]] = {
     "segmenter": lambda: good("segmenter"),
     "features": lambda: good("features"),
     "palettized": lambda: good("palettized"),
-    "spoilt": spoilt,
+    "faulty": faulty,
     "core ml, and crashed": lambda: with_core_ml(good("classifier")),
     "not run": lambda: not_run(good("classifier")),
     "curve": lambda: with_curve(good("features"), [[700_000, 15.1, None], [998_000, 28.6, 0.75]]),
@@ -168,15 +168,15 @@ def test_has_everything_of_the_program() -> None:
 
 
 def test_says_why_a_package_fails() -> None:
-    values = report_values(spoilt())
-    departure = values["functions"][FUNCTION]["departure"]
+    values = report_values(faulty())
+    mismatch = values["functions"][FUNCTION]["departure"]
     operation = "stage3_1_layers_1_activation"
     assert values["verdict"] == FAIL
-    assert (departure["operation"], departure["type"]) == (operation, "gelu")
+    assert (mismatch["operation"], mismatch["type"]) == (operation, "gelu")
     operations = values["functions"][FUNCTION]["operations"]
     assert [one["operation"] for one in operations if one["departs"]] == [operation]
     reasons = values["reasons"]
-    assert [reason.partition(":")[0] for reason in reasons] == ["operations", "first departure", "reference"]
+    assert [reason.partition(":")[0] for reason in reasons] == ["operations", "first mismatch", "reference"]
     assert operation in reasons[1]
     assert "snr has to be at least 30.0 dB, got " in reasons[2]
 

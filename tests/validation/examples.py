@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
-from mobilevit_coreml.validation.dataset import Picture, pictures
+from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.gates import FAIL, gate_results, verdict_of
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation, validate
-from tests.validation.fault_injection import PACKAGES, SABOTAGES, SIDE
+from tests.validation.fault_injection import FAULTS, PACKAGES, SIDE
 from tests.validation.in_process import InProcess
 
 FUNCTION = "main"
@@ -57,20 +57,20 @@ def good(kind: str) -> Validation:
 
 
 @cache
-def spoilt() -> Validation:
+def faulty() -> Validation:
     """Of a classifier one of whose activations is another function."""
-    path = directory() / "spoilt.mlpackage"
+    path = directory() / "faulty.mlpackage"
     shutil.copytree(package("classifier"), path)
-    next(one for one in SABOTAGES if one.name == "gelu for silu").apply(path)
+    next(one for one in FAULTS if one.name == "gelu for silu").apply(path)
     with patch("mobilevit_coreml.validation.run.Worker", InProcess):
         return validate(path, backend=REFERENCE)
 
 
-def shown(validation: Validation, kind: str) -> dict[str, Sequence[Picture]]:
+def shown(validation: Validation, kind: str) -> dict[str, Sequence[LabelledImage]]:
     """What its function was shown."""
     images = directory() / "labelled" if kind == "classifier" else None
     contract = validation.original.contracts[FUNCTION]
-    return {FUNCTION: pictures(images, validation.record.task, validation.original.classes, contract)}
+    return {FUNCTION: load_images(images, validation.record.task, validation.original.classes, contract)}
 
 
 def reference_run(validation: Validation) -> Run:

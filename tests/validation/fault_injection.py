@@ -1,6 +1,6 @@
-"""Good packages, and what bugs of a converter, a quantizer or a file system would make of them: the table of sabotage.
+"""Good packages, and what bugs of a converter, a quantizer or a file system would make of them: the table of faults.
 
-Independent of what is to find it. `SABOTAGES` changes what a package computes or says; `UNSEEN` changes
+Independent of what is to find it. `FAULTS` changes what a package computes or says; `UNSEEN` changes
 a package in ways that no comparison of numbers can see.
 """
 
@@ -33,8 +33,8 @@ SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Sabotage:
-    """One way to spoil a package in place.
+class Fault:
+    """A fault, injected into a package in place.
 
     `package` is the key in PACKAGES of the good one. `departs` are the operations any of which is a right
     answer to which one is the first that computes something else: the edited one, or where one was left out
@@ -108,8 +108,8 @@ PACKAGES: Mapping[str, Callable[[Path], Path]] = {name: partial(_package, name, 
 Change = Callable[[Program], None]
 
 
-def _row(name: str, package: str, change: Change, *departs: str) -> Sabotage:
-    return Sabotage(name, package, partial(edit, change=change), departs or None)
+def _row(name: str, package: str, change: Change, *departs: str) -> Fault:
+    return Fault(name, package, partial(edit, change=change), departs or None)
 
 
 def several(*changes: Change) -> Change:
@@ -914,7 +914,7 @@ _OUTSIDE = (
     _row("record without its weights", "classifier", untold("weights")),
 )
 
-SABOTAGES: tuple[Sabotage, ...] = (
+FAULTS: tuple[Fault, ...] = (
     *_PIXELS,
     *_WEIGHTS,
     *_ATTENTION,
@@ -925,7 +925,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     *_OUTSIDE,
 )
 
-UNSEEN: tuple[Sabotage, ...] = (
+UNSEEN: tuple[Fault, ...] = (
     # one in 2048 of one weight in a thousand, far under the rounding of every activation
     _row("lowest bit of a weight flipped", "classifier", constant("stage3_1_fusion_conv", "weight", flipped_bit(0))),
     # texts that nothing is computed from

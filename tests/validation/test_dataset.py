@@ -11,7 +11,7 @@ from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.labels import imagenet_labels, imagenet_synsets, voc_labels
 from mobilevit_coreml.preprocessing import Preprocessing
-from mobilevit_coreml.validation.dataset import pictures, true_mask
+from mobilevit_coreml.validation.dataset import load_images, true_mask
 
 CONTRACT = Preprocessing(72, (64, 64), "BGR")
 CLASSES = ("cat", "dog", "fish")
@@ -24,11 +24,11 @@ def photograph(path: Path) -> Path:
 
 
 def truths(directory: Path, classes: Sequence[str] = CLASSES, task: str = "classification") -> dict[str, object]:
-    return {picture.name: picture.truth for picture in pictures(directory, task, classes, CONTRACT)}
+    return {picture.name: picture.truth for picture in load_images(directory, task, classes, CONTRACT)}
 
 
 def test_without_a_directory_pictures_are_drawn() -> None:
-    shown = pictures(None, "classification", CLASSES, CONTRACT)
+    shown = load_images(None, "classification", CLASSES, CONTRACT)
     assert [picture.truth for picture in shown] == [None] * 8
     for picture, drawn in zip(shown, synthetic_images(64, 64), strict=True):
         assert np.array_equal(np.asarray(picture.prepared()), np.asarray(drawn))
@@ -37,7 +37,7 @@ def test_without_a_directory_pictures_are_drawn() -> None:
 def test_pictures_are_prepared_as_the_contract_says(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     synthetic_images(100, 150, 1)[0].save(path)
-    (picture,) = pictures(tmp_path, "classification", CLASSES, CONTRACT)
+    (picture,) = load_images(tmp_path, "classification", CLASSES, CONTRACT)
     assert (picture.name, picture.truth) == ("a.png", None)
     assert np.array_equal(np.asarray(picture.prepared()), np.asarray(CONTRACT.prepare(Image.open(path))))
 

@@ -1,4 +1,4 @@
-"""The validator against packages that were spoilt on purpose: it fails each, and names the operation."""
+"""The validator against faulty packages (fault injection): it fails each, and names the operation."""
 
 import shutil
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.gates import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
-from tests.validation.fault_injection import PACKAGES, SABOTAGES, UNSEEN, Sabotage
+from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
 from tests.validation.in_process import InProcess
 
 # What fails of those outside the network; None where the record leads to no weights, or to others, which is an error
@@ -43,7 +43,7 @@ OUTSIDE = {
     "another seed": None,
     "record without its weights": None,
 }
-INSIDE = [sabotage for sabotage in SABOTAGES if sabotage.departs is not None]
+INSIDE = [fault for fault in FAULTS if fault.departs is not None]
 Packages = Callable[[str], Path]
 
 
@@ -75,52 +75,52 @@ def validated(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[P
     return lambda package: validate(package, images=photographs, backend="reference")
 
 
-def spoilt(sabotage: Sabotage, packages: Packages, directory: Path) -> Path:
-    package = packages(sabotage.package)
+def faulty(fault: Fault, packages: Packages, directory: Path) -> Path:
+    package = packages(fault.package)
     copy = shutil.copytree(package, directory / package.name)
-    sabotage.apply(copy)
+    fault.apply(copy)
     return copy
 
 
-def names(sabotage: Sabotage) -> str:
-    return sabotage.name.replace(" ", "_")
+def names(fault: Fault) -> str:
+    return fault.name.replace(" ", "_")
 
 
 def test_the_table() -> None:
-    kinds = [sabotage.name for sabotage in (*SABOTAGES, *UNSEEN)]
+    kinds = [fault.name for fault in (*FAULTS, *UNSEEN)]
     assert len(set(kinds)) == len(kinds)
-    assert {sabotage.package for sabotage in SABOTAGES} == set(PACKAGES)
-    assert {sabotage.name for sabotage in SABOTAGES if sabotage.departs is None} == set(OUTSIDE)
-    assert len(SABOTAGES) >= 25
+    assert {fault.package for fault in FAULTS} == set(PACKAGES)
+    assert {fault.name for fault in FAULTS if fault.departs is None} == set(OUTSIDE)
+    assert len(FAULTS) >= 25
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_good_packages_pass(name: str, packages: Packages, validated: Callable[[Path], Validation]) -> None:
     validation = validated(packages(name))
     assert all(check.passed for _, check in validation.checks)
-    assert all(program.departure is None for program in validation.programs.values())
+    assert all(program.mismatch is None for program in validation.programs.values())
     # drawn weights in few bits, for which nothing was calibrated, are of no use, and that is not what is tested here
     assert validation.verdict == PASS or validation.record.compression
 
 
-@pytest.mark.parametrize("sabotage", INSIDE, ids=names)
+@pytest.mark.parametrize("fault", INSIDE, ids=names)
 def test_the_operation_that_departs_is_named(
-    sabotage: Sabotage, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    validation = validated(spoilt(sabotage, packages, tmp_path))
+    validation = validated(faulty(fault, packages, tmp_path))
     assert validation.verdict == FAIL
     (program,) = validation.programs.values()
-    assert sabotage.departs is not None
-    assert program.departure is not None
-    assert program.departure.operation in sabotage.departs
+    assert fault.departs is not None
+    assert program.mismatch is not None
+    assert program.mismatch.operation in fault.departs
 
 
-@pytest.mark.parametrize("sabotage", [one for one in SABOTAGES if one.departs is None], ids=names)
+@pytest.mark.parametrize("fault", [one for one in FAULTS if one.departs is None], ids=names)
 def test_what_is_declared_wrongly_is_named(
-    sabotage: Sabotage, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    package = spoilt(sabotage, packages, tmp_path)
-    failing = OUTSIDE[sabotage.name]
+    package = faulty(fault, packages, tmp_path)
+    failing = OUTSIDE[fault.name]
     if failing is None:
         with pytest.raises(MobileViTError, match="weights"):
             validated(package)
@@ -130,11 +130,11 @@ def test_what_is_declared_wrongly_is_named(
     assert failing in [check.name for _, check in validation.checks if not check.passed]
 
 
-@pytest.mark.parametrize("sabotage", UNSEEN, ids=names)
+@pytest.mark.parametrize("fault", UNSEEN, ids=names)
 def test_what_cannot_be_seen(
-    sabotage: Sabotage, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    package = spoilt(sabotage, packages, tmp_path)
-    before, after = validated(packages(sabotage.package)), validated(package)
+    package = faulty(fault, packages, tmp_path)
+    before, after = validated(packages(fault.package)), validated(package)
     assert before.digest != after.digest
     assert after.verdict == PASS

@@ -26,18 +26,18 @@ from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.validation import golden
 from mobilevit_coreml.validation.core_ml import UNITS
-from mobilevit_coreml.validation.dataset import Picture, pictures
-from mobilevit_coreml.validation.device import Judgement, judge, read_manifest, summary
+from mobilevit_coreml.validation.dataset import LabelledImage, load_images
+from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results, read_manifest, summary
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.golden import MANIFEST, RESULTS, SWIFT, swift_test, write_golden
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.run import digest_of
 from mobilevit_coreml.verification import default_gates
-from tests.validation.fault_injection import PACKAGES, SABOTAGES, drawn_weights
+from tests.validation.fault_injection import FAULTS, PACKAGES, drawn_weights
 
 TEMPLATE = Path(golden.__file__).with_name(SWIFT)
 COUNT = 3
-Kind = tuple[Path, PackageRecord, Original, Mapping[str, list[Picture]]]
+Kind = tuple[Path, PackageRecord, Original, Mapping[str, list[LabelledImage]]]
 Kinds = Callable[[str], Kind]
 
 
@@ -66,7 +66,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
             record = read_record(package)
             original = load_original(record)
             shown = {
-                function: pictures(None, record.task, original.classes, contract)
+                function: load_images(None, record.task, original.classes, contract)
                 for function, contract in original.contracts.items()
             }
             made[name] = package, record, original, shown
@@ -185,10 +185,10 @@ def package_digest(package: Path) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def judged(directory: Path, values: Any, place: Path, **options: Any) -> Judgement:
+def judged(directory: Path, values: Any, place: Path, **options: Any) -> DeviceResults:
     results = place / RESULTS
     results.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
-    return judge(results, directory, **options)
+    return evaluate_device_results(results, directory, **options)
 
 
 # What is written
@@ -393,12 +393,12 @@ BUGS = {
 def test_a_device_that_computes_something_else_fails(
     bug: str, kinds: Kinds, directories: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    (sabotage,) = [one for one in SABOTAGES if one.name == bug]
-    assert sabotage.package == BUGS[bug]
-    spoilt = tmp_path / "spoilt.mlpackage"
-    shutil.copytree(kinds(BUGS[bug])[0], spoilt)
-    sabotage.apply(spoilt)
-    found = judged(directories(BUGS[bug]), answers(directories(BUGS[bug]), spoilt, tmp_path), tmp_path)
+    (fault,) = [one for one in FAULTS if one.name == bug]
+    assert fault.package == BUGS[bug]
+    faulty = tmp_path / "faulty.mlpackage"
+    shutil.copytree(kinds(BUGS[bug])[0], faulty)
+    fault.apply(faulty)
+    found = judged(directories(BUGS[bug]), answers(directories(BUGS[bug]), faulty, tmp_path), tmp_path)
     assert found.units == dict.fromkeys(UNITS, FAIL)
     assert found.verdict == FAIL
     assert "gate " in summary(found)
@@ -529,9 +529,9 @@ def test_results_beside_the_manifest_or_below(
     for results in (place / RESULTS, place / "iPhone" / RESULTS):
         results.parent.mkdir(exist_ok=True)
         results.write_text(json.dumps(good))
-        assert judge(results).verdict == PASS
+        assert evaluate_device_results(results).verdict == PASS
     with pytest.raises(InputError, match="expected manifest.json beside it or in the directory above, got none"):
-        judge(tmp_path.parent / "away" / RESULTS)
+        evaluate_device_results(tmp_path.parent / "away" / RESULTS)
 
 
 # What is no result of a device
@@ -624,9 +624,9 @@ def test_truncated_results_are_one_line(
             judged(directories("classifier"), text[:length], tmp_path)
     (tmp_path / RESULTS).write_bytes(b"\xff\xfe" + text.encode())
     with pytest.raises(InputError, match="expected JSON, got"):
-        judge(tmp_path / RESULTS, directories("classifier"))
+        evaluate_device_results(tmp_path / RESULTS, directories("classifier"))
     with pytest.raises(InputError, match="expected a file, got none"):
-        judge(tmp_path / "none.json", directories("classifier"))
+        evaluate_device_results(tmp_path / "none.json", directories("classifier"))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.validation.backends import BackendError
-from mobilevit_coreml.validation.dataset import Picture
-from mobilevit_coreml.validation.measure import WORST, Measured, Seen, _in_order, see
+from mobilevit_coreml.validation.dataset import LabelledImage
+from mobilevit_coreml.validation.measure import WORST, ImageResult, Measured, _in_order, compare_image
 from mobilevit_coreml.validation.original import load_original
 from mobilevit_coreml.validation.run import Run, Validation, validate
 
@@ -129,13 +129,13 @@ def test_a_run_that_was_cut_off_goes_on(
     journal = tmp_path / "journal.jsonl"
     shown: list[str] = []
 
-    def counted(picture: Picture, *rest: Any) -> Seen:
+    def counted(picture: LabelledImage, *rest: Any) -> ImageResult:
         shown.append(picture.name)
         if len(shown) == 4:
             raise KeyboardInterrupt
-        return see(picture, *rest)
+        return compare_image(picture, *rest)
 
-    monkeypatch.setattr("mobilevit_coreml.validation.run.see", counted)
+    monkeypatch.setattr("mobilevit_coreml.validation.run.compare_image", counted)
     with pytest.raises(KeyboardInterrupt):
         validate(classifier, images=photographs, journal=journal)
     lines = journal.read_text().splitlines()
@@ -174,7 +174,7 @@ def test_a_journal_that_was_tampered_with(classifier: Path, photographs: Path, t
 
 def test_figures_survive_being_written(classifier: Path) -> None:
     seen = reference_run(validate(classifier)).measured.worst[0]
-    assert Seen.from_values(json.loads(json.dumps(dataclasses.asdict(seen)))) == seen
+    assert ImageResult.from_values(json.loads(json.dumps(dataclasses.asdict(seen)))) == seen
     alone, twice = Measured(), Measured()
     alone.add(seen)
     for _ in range(2):
