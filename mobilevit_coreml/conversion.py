@@ -302,14 +302,14 @@ def _programs(
     target: str,
 ) -> dict[str, Any]:
     """An ML Program for each function, its input and outputs described."""
-    from mobilevit_coreml.mil import program_of
+    from mobilevit_coreml.mil import build_mlprogram
     from mobilevit_coreml.package.metadata import describe_interface
 
     programs = {}
     encodings = {} if plan is None else plan.encoded
     for name, model in folded.items():
         pixels = record.by_function()[name]
-        programs[name] = program_of(
+        programs[name] = build_mlprogram(
             model, record.task, pixels, record.outputs, class_names, target, record.precision, encodings
         )
         describe_interface(programs[name], record, pixels)

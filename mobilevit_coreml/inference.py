@@ -70,14 +70,14 @@ def segment(
     """The class of each pixel of one photograph after the other; arguments and errors as for `classify`."""
     import numpy as np
 
-    from mobilevit_coreml.masks import class_shares, on_photograph
+    from mobilevit_coreml.masks import class_shares, full_size_class_map
 
     for record, photograph, outputs in _outputs(package, SEGMENTATION, images, backend, function):
-        covered = _contract(record, function).covered(photograph.size)
+        covered = _contract(record, function).crop_box(photograph.size)
         with _as_recorded(package):
             (name,) = output_names(record.task, record.outputs)
             output = np.asarray(outputs[name])
-            class_map = on_photograph(output[0] if output.ndim == 4 else output, covered, photograph.size)
+            class_map = full_size_class_map(output[0] if output.ndim == 4 else output, covered, photograph.size)
             shares = class_shares(class_map, record.labels)
         yield SegmentedPhotograph(photograph, class_map, shares, dict(zip(record.labels, record.colors, strict=True)))
 
@@ -160,7 +160,7 @@ def check_photographs(record: PackageRecord, images: Sequence[Path], function: s
     contract = _contract(record, function)
     for path in images:
         try:
-            contract.covered(upright_rgb(read_image(path)).size)
+            contract.crop_box(upright_rgb(read_image(path)).size)
         except InputError as error:
             raise InputError(str(error).replace("image: ", f"image {path}: ", 1)) from None
 

@@ -49,12 +49,12 @@ def post_process_semantic_segmentation(
     return maps
 
 
-def on_photograph(
+def full_size_class_map(
     output: NDArray[np.generic], covered: tuple[float, float, float, float], size: tuple[int, int]
 ) -> ClassMap:
     """The class map (height, width) of a whole photograph, VOID where the network did not see it.
 
-    `output` is (classes, H, W) or (H, W) for the part `covered`, as `Preprocessing.covered` has it, of
+    `output` is (classes, H, W) or (H, W) for the part `covered`, as `Preprocessing.crop_box` has it, of
     a photograph of `size` (width, height).
     """
     left, top, right, bottom = (round(edge) for edge in covered)
@@ -73,7 +73,7 @@ def class_shares(class_map: ClassMap, labels: Sequence[str]) -> dict[str, float]
     return {labels[index]: float(counts[index] / counts.sum()) for index in order if counts[index]}
 
 
-def colored(class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
+def palette_image(class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
     """An image with a palette whose pixel values are the class indices, as PASCAL VOC's masks are.
 
     VOID is 255, so of more than 255 classes it is the plain colours.

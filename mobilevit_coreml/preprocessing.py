@@ -118,7 +118,7 @@ class Preprocessing:
         resized = Image.fromarray(indices).resize(self._resized(mask.size), INTERPOLATIONS["nearest"])
         return np.array(_center_crop(resized, self.crop))
 
-    def covered(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the crop in an upright image of `size` (width, height), in its pixels.
 
         What is beyond the edges is padding.

@@ -21,7 +21,7 @@ from mobilevit_coreml.metrics import (
     SignalFidelity,
     SignalMeter,
 )
-from mobilevit_coreml.mil.deployed import output_of_logits
+from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import (
     CLASS_PROBABILITIES,
@@ -269,7 +269,7 @@ def _compare_masks(meters: Meters, model: Model, form: OutputForm, logits: Tenso
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[name]))
     elif HEAD in outputs:
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[HEAD]))
-    expected, output = output_of_logits(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
+    expected, output = segmentation_output(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
     if form.type not in (LABELS, MASK):
         if not _puts_out_logits(form):
             _signal(meters, "output", expected, output)

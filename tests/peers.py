@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, recognize, remap_state_dict, trained_for
+from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, infer_task, recognize, remap_state_dict
 from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE, TIMM
 from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.model import model_for
@@ -180,7 +180,7 @@ def ours(
     `untold` are the settings that shapes cannot tell, such as the output stride.
     """
     naming, tensors = recognize(peer.state_dict(), NAMINGS, "peer")
-    task = trained_for(tensors, naming)
+    task = infer_task(tensors, naming)
     config = dataclasses.replace(infer_config(tensors, naming, task), image_size=image_size, **untold)
     model = model_for(task, config, attention, unfold, has_expansion(tensors, naming))
     model.load_state_dict(remap_state_dict(tensors, naming, config, "peer", task), strict=False)

@@ -127,10 +127,10 @@ def test_no_preview_of_what_xcode_cannot_show(segmenter: Path, tmp_path: Path) -
 def test_a_mask_that_is_off_by_one_fails(
     segmenter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mobilevit_coreml.mil import deployed
+    from mobilevit_coreml.mil import export
 
-    honest = deployed.output_of_logits
-    monkeypatch.setattr(deployed, "output_of_logits", lambda *arguments: honest(*arguments) + 1)
+    honest = export.segmentation_output
+    monkeypatch.setattr(export, "segmentation_output", lambda *arguments: honest(*arguments) + 1)
     assert main(["--weights", str(segmenter), "--attention", "packed", "--output", str(tmp_path)]) == 1
     assert "  verified     FAIL, logits " in capsys.readouterr().out  # which are right
     assert [path.stem for path in tmp_path.iterdir()] == ["DeepLabV3_MobileViT_XXS_fp16_failed"]

@@ -18,10 +18,10 @@ from mobilevit_coreml.labels.colors import class_colors, distinct_colors
 from mobilevit_coreml.masks import (
     VOID,
     class_shares,
-    colored,
+    full_size_class_map,
     legend,
-    on_photograph,
     overlay,
+    palette_image,
     post_process_semantic_segmentation,
 )
 from mobilevit_coreml.preprocessing import Preprocessing
@@ -128,7 +128,7 @@ def test_the_part_the_network_saw_is_put_where_it_was(
         output = logits[0].numpy()
         part = F.interpolate(logits, (64, 80), mode="bilinear")[0].argmax(0).to(torch.int32).numpy()
     assert (right - left, bottom - top) == (80, 64)
-    whole = on_photograph(output, covered, size)
+    whole = full_size_class_map(output, covered, size)
     assert whole.dtype == np.int32
     assert whole.shape == (size[1], size[0])
     assert np.array_equal(whole, pasted(part, left, top, size))
@@ -143,7 +143,7 @@ def test_classes_land_on_what_they_are_of(size: tuple[int, int], contract: tuple
     for ramp in (x, y):
         photograph = Image.fromarray((ramp * 255).astype(np.uint8)).convert("RGB")
         seen = np.asarray(preprocessing.prepare(photograph))[..., 0] // 16
-        class_map = on_photograph(seen, preprocessing.covered(size), size)
+        class_map = full_size_class_map(seen, preprocessing.crop_box(size), size)
         brightness = np.asarray(photograph)[..., 0].astype(int)
         known = class_map != VOID
         # Edges are rounded to whole pixels of the photograph, and one of the crop can be several of those.
@@ -151,7 +151,7 @@ def test_classes_land_on_what_they_are_of(size: tuple[int, int], contract: tuple
         tolerance = 2 * pixel * 256 / (size[0] if ramp is x else size[1])
         off = np.abs(class_map * 16 + 7.5 - brightness)[known]
         assert off.max() <= 8 + tolerance
-        left, top, right, bottom = preprocessing.covered(size)
+        left, top, right, bottom = preprocessing.crop_box(size)
         expected = (min(right, size[0]) - max(left, 0)) * (min(bottom, size[1]) - max(top, 0))
         assert known.sum() == pytest.approx(expected, rel=2 / min(size))  # edges are rounded
 
@@ -185,7 +185,7 @@ def written(image: Image.Image, path: Path) -> Image.Image:
 def test_a_mask_is_written_as_pascal_voc_has_them(tmp_path: Path) -> None:
     class_map = patches(40, 60, classes=21)
     class_map[5:9, 20:50] = VOID
-    mask = written(colored(class_map, voc_colors()), tmp_path / "mask.png")
+    mask = written(palette_image(class_map, voc_colors()), tmp_path / "mask.png")
     assert mask.mode == "P"
     assert mask.size == (60, 40)
     values = np.asarray(mask)
@@ -208,7 +208,7 @@ def test_a_mask_of_so_many_classes(tmp_path: Path, classes: int, mode: str) -> N
     """255 is void, and no class's."""
     class_map = np.arange(-1, classes, dtype=np.int32)[None]
     colors = distinct_colors(classes)
-    mask = written(colored(class_map, colors), tmp_path / "mask.png")
+    mask = written(palette_image(class_map, colors), tmp_path / "mask.png")
     assert mask.mode == mode
     expected = [(224, 224, 192), *map(ImageColor.getrgb, colors)]
     assert [tuple(pixel) for pixel in np.asarray(mask.convert("RGB"))[0].tolist()] == expected

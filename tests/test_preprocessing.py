@@ -237,7 +237,7 @@ def test_covered_is_where_the_crop_was_in_the_picture(
     size: tuple[int, int], crop: tuple[int, int], include_crop: bool
 ) -> None:
     preprocessing = Preprocessing(72, crop, "RGB", include_crop=include_crop)
-    left, top, right, bottom = preprocessing.covered(size)
+    left, top, right, bottom = preprocessing.crop_box(size)
     across, down = (right - left) / crop[1], (bottom - top) / crop[0]  # of the picture's pixels in one of the crop's
     for x0, y0, x1, y1 in ((4, 6, 20, 30), (crop[1] - 24, crop[0] - 18, crop[1] - 6, crop[0] - 2)):
         picture = np.zeros((size[1], size[0], 3), np.uint8)
@@ -264,7 +264,7 @@ def test_covered_is_where_the_crop_was_in_the_picture(
 def test_covered_in_the_pictures_pixels(
     size: tuple[int, int], crop: tuple[int, int], expected: tuple[int, int, int, int]
 ) -> None:
-    assert Preprocessing(288, crop, "RGB").covered(size) == pytest.approx(expected, abs=1e-9)
+    assert Preprocessing(288, crop, "RGB").crop_box(size) == pytest.approx(expected, abs=1e-9)
 
 
 def test_sixteen_bits_become_eight() -> None:
@@ -363,6 +363,6 @@ def test_a_crop_that_is_not_square_is_filled(size: tuple[int, int], crop: tuple[
     # what Vision's .centerCrop makes of the picture for an input with the margin inside
     whole = dataclasses.replace(preprocessing, include_crop=True)
     assert np.array_equal(whole.pixels(filled(image, *whole.input_size)), inside)
-    left, top, right, bottom = preprocessing.covered(size)
+    left, top, right, bottom = preprocessing.crop_box(size)
     assert min(left, top, size[0] - right, size[1] - bottom) >= 0
     assert preprocessing.with_crop((64, 64)) == square

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
-from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, recognize, remap_state_dict, trained_for
+from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, infer_task, recognize, remap_state_dict
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
@@ -158,7 +158,7 @@ def _from_file(
     path: Path, name: str, task: str | None, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> Checkpoint:
     naming, tensors = recognize(read_tensors(path), NAMINGS, name)
-    trained = trained_for(tensors, naming)
+    trained = infer_task(tensors, naming)
     task = task or trained
     if task not in (trained, FEATURES):
         raise CheckpointError(

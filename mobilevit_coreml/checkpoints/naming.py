@@ -91,7 +91,7 @@ def _unwrapped(key: str, wrapper: str, naming: Naming) -> str:
     return key
 
 
-def trained_for(tensors: Mapping[str, Tensor], naming: Naming) -> str:
+def infer_task(tensors: Mapping[str, Tensor], naming: Naming) -> str:
     """The task whose head a checkpoint has, or most of it; features where it has none."""
     found = {
         task: sum(

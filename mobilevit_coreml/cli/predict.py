@@ -105,7 +105,7 @@ def _classify(values: argparse.Namespace, stages: Stages) -> Any:
 
 def _segment(values: argparse.Namespace, stages: Stages) -> Any:
     """Print the shares and write the pictures; for JSON `image`, `classes` (`label`, `share`) and `files`."""
-    from mobilevit_coreml.masks import colored, legend, overlay
+    from mobilevit_coreml.masks import legend, overlay, palette_image
 
     directory = values.output or Path()
     if not directory.is_dir():
@@ -121,7 +121,7 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
     for path, found in _asked(segment, values, stages):
         colors = list(found.colors.values())
         pictures = (
-            colored(found.class_map, colors),
+            palette_image(found.class_map, colors),
             overlay(found.photograph, found.class_map, colors),
             legend(found.shares, found.colors),
         )

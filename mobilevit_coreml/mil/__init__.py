@@ -1,6 +1,6 @@
 """From a PyTorch model to an ML Program in memory: what to compute, traced, and translated by coremltools."""
 
 from mobilevit_coreml.mil.functions import merge_functions
-from mobilevit_coreml.mil.trace import count_operations, program_of
+from mobilevit_coreml.mil.trace import build_mlprogram, count_operations
 
-__all__ = ["count_operations", "merge_functions", "program_of"]
+__all__ = ["build_mlprogram", "count_operations", "merge_functions"]

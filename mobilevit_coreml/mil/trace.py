@@ -13,7 +13,7 @@ from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers what is in them
-from mobilevit_coreml.mil.deployed import Deployed
+from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import NAMESPACE
 from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputForm, output_names
@@ -23,7 +23,7 @@ PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
-def program_of(
+def build_mlprogram(
     model: Model,
     task: str,
     preprocessing: Preprocessing,
@@ -51,7 +51,7 @@ def program_of(
     classifies = task == CLASSIFICATION
     with quietly():
         return ct.convert(
-            _trace(Deployed(model, task, form, preprocessing.input_size), shape),
+            _trace(ExportModel(model, task, form, preprocessing.input_size), shape),
             inputs=[image],
             outputs=_outputs(task, form),
             classifier_config=ct.ClassifierConfig(list(labels), CLASS_LABEL) if classifies else None,

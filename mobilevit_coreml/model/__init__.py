@@ -8,12 +8,12 @@ from mobilevit_coreml.model.attention import ATTENTION_FORMS
 from mobilevit_coreml.model.backbone import Backbone, Features
 from mobilevit_coreml.model.folding import fold_for_inference
 from mobilevit_coreml.model.heads import (
-    Classification,
-    FeatureExtraction,
+    ClassifierOutput,
     FeatureExtractor,
+    FeatureExtractorOutput,
     ImageClassifier,
     Model,
-    Segmentation,
+    SegmenterOutput,
     SemanticSegmenter,
     model_for,
 )
@@ -21,13 +21,13 @@ from mobilevit_coreml.model.heads import (
 __all__ = [
     "ATTENTION_FORMS",
     "Backbone",
-    "Classification",
-    "FeatureExtraction",
+    "ClassifierOutput",
     "FeatureExtractor",
+    "FeatureExtractorOutput",
     "Features",
     "ImageClassifier",
     "Model",
-    "Segmentation",
+    "SegmenterOutput",
     "SemanticSegmenter",
     "fold_for_inference",
     "model_for",

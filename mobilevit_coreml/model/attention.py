@@ -68,7 +68,7 @@ def packed(attention: Attention, x: Tensor) -> Tensor:
     return F.conv2d(context, attention.out.weight.view(heads * width, heads, width, 1), attention.out.bias)
 
 
-def over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
+def projection_over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
     """The output projection of the packed form as a convolution of its own, over (B, heads, D/heads, N)."""
     width = out.in_channels // heads
     conv = nn.Conv2d(heads, out.out_channels, (width, 1))

@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mobilevit_coreml.model.attention import Attention, over_heads, packed
+from mobilevit_coreml.model.attention import Attention, packed, projection_over_heads
 from mobilevit_coreml.model.deeplab import DeepLabV3Head, Projection, SplitProjection
 from mobilevit_coreml.model.layers import ConvLayer
 
@@ -45,4 +45,4 @@ def _fold_attention(attention: Attention) -> None:
             parameter[:width] *= attention.scale
         attention.scale = None
     if attention.attend is packed and attention.out.in_channels != attention.heads:
-        attention.out = over_heads(attention.out, attention.heads)
+        attention.out = projection_over_heads(attention.out, attention.heads)

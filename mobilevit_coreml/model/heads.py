@@ -11,7 +11,7 @@ from mobilevit_coreml.model.deeplab import DeepLabV3Head
 from mobilevit_coreml.model.initialization import initialize
 
 
-class Classification(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a classifier computes: `logits` (B, classes), `pooled` (B, C), the stages' maps, the loss if asked for."""
 
     logits: Tensor
@@ -38,15 +38,15 @@ class ImageClassifier(nn.Module):
         self.classifier = nn.Linear(config.neck_hidden_sizes[-1], config.num_labels)
         initialize(self, config.initializer_range)
 
-    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Classification:
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
         features = self.backbone(pixels)
         pooled = features.feature_map.mean((2, 3))  # B C
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else classification_loss(logits, labels)
-        return Classification(logits, pooled, features.hidden_states, loss)
+        return ClassifierOutput(logits, pooled, features.hidden_states, loss)
 
 
-class Segmentation(NamedTuple):
+class SegmenterOutput(NamedTuple):
     """What a segmenter computes: `logits` (B, classes, H, W), H and W 1/output_stride of the pixels', and the rest."""
 
     logits: Tensor
@@ -71,17 +71,17 @@ class SemanticSegmenter(nn.Module):
         self.head = DeepLabV3Head(config)
         initialize(self, config.initializer_range)
 
-    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Segmentation:
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> SegmenterOutput:
         features = self.backbone(pixels)
         logits = self.head(features.feature_map)
         loss = None
         if labels is not None:
             resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
             loss = F.cross_entropy(resized, labels, ignore_index=self.config.semantic_loss_ignore_index)
-        return Segmentation(logits, features.hidden_states, loss)
+        return SegmenterOutput(logits, features.hidden_states, loss)
 
 
-class FeatureExtraction(NamedTuple):
+class FeatureExtractorOutput(NamedTuple):
     """What a feature extractor computes: `pooled` (B, C), `feature_map` (B, C, H, W), the stages' maps."""
 
     pooled: Tensor
@@ -108,9 +108,9 @@ class FeatureExtractor(nn.Module):
         self.backbone = Backbone(config, attention, unfold, expand)
         initialize(self, config.initializer_range)
 
-    def forward(self, pixels: Tensor) -> FeatureExtraction:
+    def forward(self, pixels: Tensor) -> FeatureExtractorOutput:
         features = self.backbone(pixels)
-        return FeatureExtraction(features.feature_map.mean((2, 3)), features.feature_map, features.hidden_states)
+        return FeatureExtractorOutput(features.feature_map.mean((2, 3)), features.feature_map, features.hidden_states)
 
 
 Model = ImageClassifier | SemanticSegmenter | FeatureExtractor

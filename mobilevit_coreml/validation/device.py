@@ -21,7 +21,7 @@ import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, TASKS, MobileViTConfig
 from mobilevit_coreml.errors import InputError, MobileViTError
-from mobilevit_coreml.model import Classification, FeatureExtraction, Model, Segmentation, model_for
+from mobilevit_coreml.model import ClassifierOutput, FeatureExtractorOutput, Model, SegmenterOutput, model_for
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.report.formatting import table
@@ -303,13 +303,13 @@ def _read_result(record: PackageRecord, function: GoldenFunction, picture: Golde
             torch.from_numpy(_file(golden / picture.expected[output.name], output.stored, output.shape))
             for output in function.outputs
         ]
-        return FeatureExtraction(arrays[0], arrays[1], tuple(arrays[2:]))
+        return FeatureExtractorOutput(arrays[0], arrays[1], tuple(arrays[2:]))
     if picture.logits is None or function.logits is None:
         raise _MalformedError(f"expected the logits of {picture.file} in the golden directory, got none")
     logits = torch.from_numpy(_file(golden / picture.logits, "float32", function.logits))
     if record.task == CLASSIFICATION:
-        return Classification(logits, logits, (), None)
-    return Segmentation(logits, (), None)
+        return ClassifierOutput(logits, logits, (), None)
+    return SegmenterOutput(logits, (), None)
 
 
 def _label_problem(

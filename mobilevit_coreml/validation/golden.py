@@ -47,7 +47,7 @@ from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
-from mobilevit_coreml.mil.deployed import output_of_logits
+from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.files import put_in_place, staging
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABELS, MASK, OutputForm, output_names
@@ -247,7 +247,7 @@ def expected_outputs(record: PackageRecord, model: Model, result: Any) -> dict[s
         return {CLASS_PROBABILITIES: result.logits.softmax(1)[0].numpy()}
     if record.task == SEGMENTATION:
         (name,) = output_names(SEGMENTATION, record.outputs)
-        output = output_of_logits(result.logits, record.outputs, model.config)
+        output = segmentation_output(result.logits, record.outputs, model.config)
         if record.outputs.type in (LABELS, MASK):
             return {name: output.reshape(output.shape[-2:]).to(torch.int32).numpy()}
         return {name: output.numpy()}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mobilevit_coreml.errors import MobileViTError
-from mobilevit_coreml.mil.deployed import Deployed
+from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.package.interface import IMAGE
 from mobilevit_coreml.package.metadata import PackageRecord
@@ -113,7 +113,7 @@ def _observe(
     values = evaluator.values(to_program(evaluator.inputs, {IMAGE: image}), capture=True)
     whole = dataclasses.replace(contract, include_crop=False, crop=contract.input_size, scale=1.0)
     picture = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
-    deployed = Deployed(model, record.task, record.outputs, contract.input_size).eval()
+    deployed = ExportModel(model, record.task, record.outputs, contract.input_size).eval()
     steps = compare_steps(evaluator.function, values, model, lambda: deployed(picture * contract.scale))
     types = {operation.name: operation.type for operation in evaluator.function.operations}
     return steps, ranges(types, values)

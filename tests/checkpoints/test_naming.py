@@ -8,10 +8,10 @@ from mobilevit_coreml.checkpoints.naming import (
     Naming,
     has_expansion,
     infer_config,
+    infer_task,
     parameter_shapes,
     recognize,
     remap_state_dict,
-    trained_for,
 )
 from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE, TIMM
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, VARIANTS, variant_of
@@ -36,7 +36,7 @@ def test_cvnets_names_give_the_same_model(variant: str) -> None:
     naming, tensors = recognize(cvnets_state(peer), NAMINGS, "here")
     config = infer_config(tensors, naming)
     assert naming is CVNETS
-    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (CLASSIFICATION, True)
+    assert (infer_task(tensors, naming), has_expansion(tensors, naming)) == (CLASSIFICATION, True)
     assert config == VARIANTS[variant]
     expected = ours(peer).state_dict()
     state = remap_state_dict(tensors, naming, config, "here")
@@ -220,7 +220,7 @@ def test_keys_tell_the_task_and_the_expansion(
     peer: Callable[[], dict[str, torch.Tensor]], task: str, expand: bool, wrapper: str
 ) -> None:
     naming, tensors = recognize({wrapper + key: value for key, value in peer().items()}, NAMINGS, "here")
-    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (task, expand)
+    assert (infer_task(tensors, naming), has_expansion(tensors, naming)) == (task, expand)
     config = infer_config(tensors, naming, task)
     assert variant_of(config) == "xxs"
     state = remap_state_dict(tensors, naming, config, "here", task)

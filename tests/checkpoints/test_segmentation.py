@@ -9,10 +9,10 @@ from torch import Tensor
 from mobilevit_coreml.checkpoints.naming import (
     has_expansion,
     infer_config,
+    infer_task,
     parameter_shapes,
     recognize,
     remap_state_dict,
-    trained_for,
 )
 from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE
 from mobilevit_coreml.config import SEGMENTATION, VARIANTS, published_config, variant_of
@@ -50,7 +50,7 @@ def test_cvnets_names_give_the_same_segmenter(spelling: str, auxiliary: dict[str
     saved = {**spelled(cvnets_state(peer), spelling), **auxiliary}
     naming, tensors = recognize({wrapper + key: value for key, value in saved.items()}, NAMINGS, "here")
     assert naming is CVNETS
-    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (SEGMENTATION, False)
+    assert (infer_task(tensors, naming), has_expansion(tensors, naming)) == (SEGMENTATION, False)
     config = infer_config(tensors, naming, SEGMENTATION)
     assert config == published_config("xxs", SEGMENTATION)
     expected = ours(peer).state_dict()
@@ -65,7 +65,7 @@ def test_recognizes_hugging_faces(variant: str, wrapper: str) -> None:
     state = hugging_face_segmenter(variant).state_dict()
     naming, tensors = recognize({wrapper + key: value for key, value in state.items()}, NAMINGS, "here")
     assert naming is HUGGING_FACE
-    assert (trained_for(tensors, naming), has_expansion(tensors, naming)) == (SEGMENTATION, False)
+    assert (infer_task(tensors, naming), has_expansion(tensors, naming)) == (SEGMENTATION, False)
     config = infer_config(tensors, naming, SEGMENTATION)
     assert config == published_config(variant, SEGMENTATION)
     remap_state_dict(tensors, naming, config, "here", SEGMENTATION)
@@ -116,7 +116,7 @@ def test_a_classifiers_head_on_a_segmenter_is_unexpected() -> None:
     state = hugging_face_segmenter("xxs").state_dict()
     state |= {"classifier.bias": torch.zeros(1000)}
     naming, tensors = recognize(state, NAMINGS, "here")
-    assert trained_for(tensors, naming) == SEGMENTATION
+    assert infer_task(tensors, naming) == SEGMENTATION
     with pytest.raises(CheckpointError, match=r"got 1 unexpected: classifier\.bias; check"):
         remap_state_dict(tensors, naming, published_config("xxs", SEGMENTATION), "here", SEGMENTATION)
 

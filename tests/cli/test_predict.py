@@ -240,7 +240,7 @@ def test_a_directory_that_is_not_there(
     assert not (output / "none").exists()
 
 
-@pytest.mark.parametrize("kind", ["colored", "legend"])
+@pytest.mark.parametrize("kind", ["palette_image", "legend"])
 def test_a_failure_leaves_no_half_picture(
     segmenter: Path,
     colorful_photos: list[Path],
@@ -256,7 +256,7 @@ def test_a_failure_leaves_no_half_picture(
 
     monkeypatch.setattr(masks, kind, lambda *_: Full())
     message = fails([str(segmenter), str(colorful_photos[0]), "--output", str(output)], capsys)
-    failed = {"colored": "mask", "legend": "legend"}[kind]
+    failed = {"palette_image": "mask", "legend": "legend"}[kind]
     assert message == (
         f"output {output / f'wide_{failed}.png'}: expected a place with room, got No space left on device; "
         "choose another"
@@ -275,7 +275,7 @@ def test_an_interruption_leaves_no_half_picture(
             fp.write(b"\x89PNG")
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(masks, "colored", lambda *_: Interrupted())
+    monkeypatch.setattr(masks, "palette_image", lambda *_: Interrupted())
     assert main([str(segmenter), str(colorful_photos[0]), "--output", str(output)]) == code
     assert list(output.iterdir()) == []
 

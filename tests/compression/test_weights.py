@@ -17,7 +17,7 @@ from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.plan import Plan, apply_plan, uniform_plan
 from mobilevit_coreml.compression.quantize import encode
-from mobilevit_coreml.mil import program_of
+from mobilevit_coreml.mil import build_mlprogram
 from mobilevit_coreml.operation_names import operation_name
 from mobilevit_coreml.package.files import save
 from mobilevit_coreml.package.interface import OutputForm
@@ -120,7 +120,7 @@ def network_package(target: str, precision: str, directory: Path) -> Path:
     package = directory / f"{target}_{precision}.mlpackage"
     contract = default_preprocessing("features", (64, 64), "BGR")
     encodings = mixed(target).encoded
-    save(program_of(network(), "features", contract, OutputForm(), (), target, precision, encodings), package)
+    save(build_mlprogram(network(), "features", contract, OutputForm(), (), target, precision, encodings), package)
     return package
 
 
@@ -165,7 +165,7 @@ def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention
     contract = default_preprocessing(task, (64, 64), "BGR")
     labels = [f"class {index}" for index in range(model.config.num_labels)]
     package = tmp_path / "network.mlpackage"
-    save(program_of(model, task, contract, OutputForm(), labels, "iOS16", "fp16", encodings), package)
+    save(build_mlprogram(model, task, contract, OutputForm(), labels, "iOS16", "fp16", encodings), package)
     theirs = weights_of_coremltools(package)
     encoded = {name for name, (_, source) in theirs.items() if source.op_type == "constexpr_affine_dequantize"}
     assert encoded == {operation_name(path) for path in layers_of(model)[0]}

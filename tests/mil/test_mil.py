@@ -11,7 +11,7 @@ import pytest
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.mil import count_operations, merge_functions, program_of
+from mobilevit_coreml.mil import build_mlprogram, count_operations, merge_functions
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 from mobilevit_coreml.package.interface import OutputForm
 from mobilevit_coreml.preprocessing import default_preprocessing
@@ -33,7 +33,7 @@ def program(
     """Of a classifier."""
     model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention, unfold))
     contract = default_preprocessing("classification", (size, size), "BGR")
-    return program_of(model, "classification", contract, OutputForm(), LABELS, target, precision, {})
+    return build_mlprogram(model, "classification", contract, OutputForm(), LABELS, target, precision, {})
 
 
 @cache
@@ -45,7 +45,7 @@ def untrained_program(
     config = dataclasses.replace(checkpoint.config, image_size=size)
     model = fold_for_inference(dataclasses.replace(checkpoint, config=config).model("packed"))
     contract = dataclasses.replace(checkpoint.preprocessing.with_crop(size), include_crop=include_crop)
-    return program_of(model, task, contract, form, LABELS, "iOS16", precision, {})
+    return build_mlprogram(model, task, contract, form, LABELS, "iOS16", precision, {})
 
 
 def operations(program: Any) -> list[Any]:
@@ -157,7 +157,7 @@ def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
     contract = default_preprocessing("classification", (64, 64), "BGR")
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        program_of(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16", {})
+        build_mlprogram(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16", {})
 
 
 def output_types(made: Any) -> dict[str, tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from mobilevit_coreml.model.ops import resize_bilinear
 from mobilevit_coreml.package.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputForm
 
 
-class Deployed(nn.Module):
+class ExportModel(nn.Module):
     """Pixels (1, 3, H, W) of the input's size, scaled and ordered -> the package's outputs, in its order.
 
     A classifier's probabilities (1, classes), from which Core ML makes its two outputs; a segmenter's
@@ -33,11 +33,11 @@ class Deployed(nn.Module):
         if self.task == CLASSIFICATION:
             return result.logits.softmax(1)
         if self.task == SEGMENTATION:
-            return output_of_logits(result.logits, self.form, self.model.config)
+            return segmentation_output(result.logits, self.form, self.model.config)
         return (result.pooled, result.feature_map, *result.hidden_states[: self.form.hidden_states])
 
 
-def output_of_logits(logits: Tensor, form: OutputForm, config: MobileViTConfig) -> Tensor:
+def segmentation_output(logits: Tensor, form: OutputForm, config: MobileViTConfig) -> Tensor:
     """What a segmenter's package puts out for the logits (1, classes, H, W) of the network's map."""
     if form.size != NETWORK:
         logits = resize_bilinear(logits, config.image_hw)
