@@ -32,14 +32,13 @@ from mobilevit_coreml.package.files import (
     failed_path,
     package_name,
     package_path,
-    put_in_place,
     save,
     size_of,
-    staging,
 )
 from mobilevit_coreml.package.interface import OutputForm
 from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord
 from mobilevit_coreml.preprocessing import CHANNEL_ORDERS, Preprocessing
+from mobilevit_coreml.publish import publish, staging
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -209,7 +208,7 @@ def convert(
             from mobilevit_coreml.report.compression import write_report
 
             write_report(report, path, size_of(staged), plan, next(iter(quality.values())))
-        put_in_place(staged, path, force)
+        publish(staged, path, force)
     return Conversion(
         path,
         record,

@@ -42,3 +42,21 @@ class UnsupportedError(PackageError):
 
 class InputError(MobileViTError):
     """Inputs that do not fit what a package declares."""
+
+
+def os_error_text(error: Exception) -> str:
+    """Reason of an error from the system or a library, on one line."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:150]
+
+
+def error_text(error: Exception) -> str:
+    """Any error on one line, as commands print it."""
+    if isinstance(error, MobileViTError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the system refused: out of memory; choose a smaller image size"
+    if isinstance(error, OSError):
+        where = f" ({error.filename!s:.80})" if error.filename else ""
+        return f"the system refused: {os_error_text(error)}{where}; check the path"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

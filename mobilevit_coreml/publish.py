@@ -1,40 +1,57 @@
-"""Single files that are there whole or not at all."""
+"""Files and directories that are there whole or not at all: written under another name, then renamed."""
 
 import contextlib
+import errno
+import fcntl
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from mobilevit_coreml.errors import OutputError
+from mobilevit_coreml.errors import OutputError, os_error_text
+
+LOCK = "lock"  # in a staging directory, locked for as long as the process lives that made it
+REPLACED = "replaced"  # in a staging directory: what is being replaced, under its own name
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def check_file_free(path: Path, force: bool) -> None:
-    """Raise OutputError where a file cannot go to `path`, before anybody waits for it."""
+    """Raise OutputError where no file can be written to `path`, or one exists there and `force` is not set."""
     if not path.parent.is_dir():
         raise OutputError(f"output {path}: expected {path.parent} to be a directory, got none there; create it first")
     if path.is_dir():
         raise OutputError(f"output {path}: expected a free name, got a directory; choose another")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"output {path}: expected a directory to write to, got one that is not; choose another")
+        raise OutputError(f"cannot write {path}: {os.strerror(errno.EACCES)}; choose another place")
     if os.path.lexists(path) and not force:
         raise OutputError(f"output {path}: expected a free name, got an existing file; add --force to replace it")
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that gets its name when the block ends, and goes when it fails."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into an OutputError: `path` could not be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make room" if error.errno in NO_ROOM else "choose another place"
+        raise OutputError(f"cannot write {path}: {os_error_text(error)}; {advice}") from None
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that gets the name `path` when the block ends, and is removed when it fails."""
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing.", delete=False) as file:
-            temporary = Path(file.name)
-            yield file
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"output {path}: expected a place with room, got {reason}; choose another") from None
+        with writing(path):
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing.", delete=False) as file:
+                temporary = Path(file.name)
+                yield file
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -44,3 +61,71 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary directory beside `path`, to build what `publish` then renames to `path`.
+
+    The directory is beside `path` so that the rename stays within one file system. It is removed at the end; a
+    `path` that `publish` had begun to replace is put back. Those of killed processes are removed at the start.
+    """
+    remove_stale(path)
+    with writing(path):
+        directory = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+    try:
+        with _locked(directory):
+            yield directory / path.name
+    finally:
+        _remove(directory)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a staging directory; file systems that have none do without."""
+    unlocked = directory / "unlocked"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file: IO[bytes] = stack.enter_context(unlocked.open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            unlocked.rename(directory / LOCK)  # only now, so that a LOCK without a lock is a dead process's
+        yield
+
+
+def remove_stale(path: Path) -> None:
+    """Remove staging directories that killed processes left beside `path`, and put back what they were replacing."""
+    for directory in path.parent.glob(f".{glob.escape(path.stem)}.????????"):
+        with contextlib.suppress(OSError), (directory / LOCK).open("r+b") as lock:  # others' directories have none
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its process lives
+            _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a staging directory; what it was replacing is put back where its name is free."""
+    for replaced in directory.glob(f"{REPLACED}/*"):
+        original = directory.with_name(replaced.name)
+        if not os.path.lexists(original):
+            replaced.rename(original)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def publish(staged: Path, path: Path, force: bool) -> None:
+    """Rename a directory built in `staging` to `path`; with `force` it replaces what is there.
+
+    Raises OutputError where something else got the name meanwhile.
+    """
+    replaced = staged.with_name(REPLACED) / path.name
+    with writing(path):
+        try:
+            if force:
+                replaced.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # there is none, or another process has just taken it
+                    path.rename(replaced)
+            staged.rename(path)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+            raise OutputError(
+                f"output {path}: expected its name to stay free, got something another run put there meanwhile; "
+                "add --force to replace a package"
+            ) from None

@@ -29,11 +29,11 @@ from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.errors import OutputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
-from mobilevit_coreml.package.files import LOCK, check_free, clear_killed, digest_of, put_in_place, staging
+from mobilevit_coreml.package.files import check_free, digest_of
 from mobilevit_coreml.package.metadata import FUNCTION
+from mobilevit_coreml.publish import LOCK, publish
 from mobilevit_coreml.reference import ReferenceEvaluator
 
 Main = Callable[[Sequence[str]], int]
@@ -150,7 +150,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "with the staging directory just made": functools.partial(die_at, "conversion:_saved"),
     "with half a program written": die_while_saving,
     "while verifying": functools.partial(die_at, "verification:verify"),
-    "just before it puts the package in place": functools.partial(die_at, "conversion:put_in_place"),
+    "just before it puts the package in place": functools.partial(die_at, "conversion:publish"),
     "with the old package taken away": die_between_renames,
 }
 
@@ -210,36 +210,15 @@ def test_a_killed_command(small_weights: dict[str, Path], quick: Callable[[str],
     assert names_in(tmp_path) == [NAME]
 
 
-def test_only_what_is_ours_and_dead_is_removed(tmp_path: Path) -> None:
-    path = tmp_path / "x[1].mlpackage"
-    mine = [tmp_path / name for name in (".x[1].settings", ".x[1].12345678", ".x[1].abcdefgh.12345678")]
-    for directory in mine:
-        directory.mkdir()
-    (mine[1] / "file").touch()
-    (mine[2] / LOCK).touch()  # of a package called x[1].abcdefgh
-    (tmp_path / ".x[1].afile123").touch()
-    dead = tmp_path / ".x[1].deadbeef"
-    dead.mkdir()
-    (dead / LOCK).touch()
-    (dead / "replaced").mkdir()
-    (dead / "replaced" / "x[1]_failed.mlpackage").mkdir()
-    before = names_in(tmp_path)
-    with staging(path) as live:
-        clear_killed(path)
-        assert live.parent.is_dir()
-    assert names_in(tmp_path) == sorted({*before, "x[1]_failed.mlpackage"} - {dead.name})  # not as x[1] itself
-    clear_killed(tmp_path / "none" / "x.mlpackage")
-
-
 # Runs that meet.
 
 
 def wait_for_the_other(barrier: Any) -> None:
     def wait(staged: Path, path: Path, force: bool) -> None:
         barrier.wait(60)
-        put_in_place(staged, path, force)
+        publish(staged, path, force)
 
-    setattr(conversion, "put_in_place", wait)  # noqa: B010
+    setattr(conversion, "publish", wait)  # noqa: B010
 
 
 @pytest.mark.parametrize("force", [(False, False), (True, False), (True, True)])
@@ -277,26 +256,6 @@ def test_two_runs_to_one_place(
     assert names_in(tmp_path) == [NAME]
 
 
-@pytest.mark.parametrize("force", [True, False])
-def test_who_comes_second_is_told(tmp_path: Path, force: bool) -> None:
-    """With `force`, too, where the other came between the two renames."""
-    path = tmp_path / "x.mlpackage"
-    with pytest.raises(OutputError, match="another run put there meanwhile"), staging(path) as staged:  # noqa: PT012
-        (staged / "Data").mkdir(parents=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Path, "rename", functools.partialmethod(_after_the_other, path))
-            put_in_place(staged, path, force)
-    assert names_in(path) == ["the other's"]
-
-
-def _after_the_other(self: Path, path: Path, target: Path) -> None:
-    (path / "the other's").mkdir(parents=True, exist_ok=True)
-    if self != path:
-        os.rename(self, target)  # noqa: PTH104
-    else:
-        raise FileNotFoundError
-
-
 # No room.
 
 
@@ -326,7 +285,7 @@ def test_answers_that_may_not_grow(small_packages: dict[str, Path], photo: Path,
     arguments = [str(small_packages[task]), str(photo), "--output", str(output)]
     ended = Run(predict, arguments, functools.partial(limit_files, 100)).ended()
     one_line(ended)
-    assert "expected a place with room, got File too large" in ended.err
+    assert ": File too large; make room" in ended.err
     assert names_in(tmp_path) == []
 
 
@@ -351,9 +310,7 @@ def test_a_full_disk(
 ) -> None:
     with disk(tmp_path, "64k"):
         quick(CLASSIFICATION)
-        assert "expected room for the package" in fails(
-            convert, conversion_of(small_weights[CLASSIFICATION], tmp_path), capsys
-        )
+        assert "cannot write" in fails(convert, conversion_of(small_weights[CLASSIFICATION], tmp_path), capsys)
         assert names_in(tmp_path) == []
         with contextlib.suppress(OSError):
             (tmp_path / "filler").write_bytes(bytes(100_000))
@@ -389,9 +346,11 @@ def test_places_that_cannot_be_written_to(
     place = read_only_place()
     quick(CLASSIFICATION)
     compress = [*conversion_of(small_weights[CLASSIFICATION], tmp_path), "--palettize", "4"]
-    assert f"{place}/x.json: expected a" in fails(convert, [*compress, "--report", place / "x.json"], capsys)
-    assert f"output {place}" in fails(predict, [small_packages[SEGMENTATION], photo, "--output", place], capsys)
-    assert f"{place}/x.npz: expected a" in fails(
+    assert f"cannot write {place}/x.json: " in fails(convert, [*compress, "--report", place / "x.json"], capsys)
+    assert f"cannot write {place}/photo_" in fails(
+        predict, [small_packages[SEGMENTATION], photo, "--output", place], capsys
+    )
+    assert f"cannot write {place}/x.npz: " in fails(
         predict, [small_packages[FEATURES], photo, "--output", place / "x.npz"], capsys
     )
     assert names_in(tmp_path) == []

@@ -1,4 +1,5 @@
 import errno
+import functools
 import os
 import stat
 from pathlib import Path
@@ -6,11 +7,16 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.publish import check_file_free, whole_file
+from mobilevit_coreml.publish import LOCK, REPLACED, atomic_write, check_file_free, publish, remove_stale, staging
+
+
+def names_of(directory: Path) -> list[str]:
+    """Names of all that is there, hidden or not."""
+    return sorted(entry.name for entry in directory.iterdir())
 
 
 def fail_halfway(path: Path, failure: BaseException) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         raise failure
 
@@ -18,7 +24,7 @@ def fail_halfway(path: Path, failure: BaseException) -> None:
 def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "out.bin"
     content = os.urandom(100_000)  # more than a buffer
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
         assert not path.exists()
     assert path.read_bytes() == content
@@ -28,7 +34,7 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -42,7 +48,10 @@ def test_a_name_that_cannot_be_taken_keeps_what_it_had(tmp_path: Path, monkeypat
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OutputError, match="got Permission denied"), whole_file(path) as file:
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*out.bin: Permission denied; choose another place"),
+        atomic_write(path) as file,
+    ):
         file.write(b"new")
     assert [(entry, entry.read_bytes()) for entry in tmp_path.iterdir()] == [(path, b"old")]
 
@@ -53,7 +62,7 @@ def test_a_file_has_the_rights_of_any_other(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         (tmp_path / "any other").touch()
-        with whole_file(tmp_path / "out.bin") as file:
+        with atomic_write(tmp_path / "out.bin") as file:
             file.write(b"x")
         assert os.umask(umask) == umask  # asking for it changed nothing
     finally:
@@ -81,14 +90,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.bin"
     with pytest.raises(OutputError) as error:
         fail_halfway(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    assert str(error.value) == (
-        f"output {path}: expected a place with room, got No space left on device; choose another"
-    )
+    assert str(error.value) == f"cannot write {path}: No space left on device; make room"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_begun(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="out.bin: expected a place with room, got No such file or directory"):
+    with pytest.raises(OutputError, match="out.bin: No such file or directory; choose another place"):
         fail_halfway(tmp_path / "none" / "out.bin", AssertionError("there is nothing to write to"))
 
 
@@ -115,3 +122,105 @@ def test_names_that_are_not_free(tmp_path: Path, name: str, force: bool, message
     with pytest.raises(OutputError) as error:
         check_file_free(tmp_path / name, force)
     assert str(error.value) == f"output {tmp_path / name}: {message.format(tmp_path)}"
+
+
+def write_package(path: Path, content: str = "new") -> None:
+    (path / "Data").mkdir(parents=True)
+    (path / "Data" / "weight.bin").write_text(content)
+
+
+def test_a_finished_package_is_the_only_thing_left(tmp_path: Path) -> None:
+    path = tmp_path / "x.mlpackage"
+    with staging(path) as staged:
+        write_package(staged)
+        assert staged.parent.parent == tmp_path  # so that the rename stays on one file system
+        publish(staged, path, force=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.mlpackage"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_left_of_a_failed_one(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "x.mlpackage"
+    write_package(path, "old")
+    with pytest.raises(error), staging(path) as staged:  # noqa: PT012
+        write_package(staged)
+        raise error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.mlpackage"]
+    assert (path / "Data" / "weight.bin").read_text() == "old"
+
+
+def test_force_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "x.mlpackage"
+    write_package(path, "old")
+    with staging(path) as staged:
+        write_package(staged)
+        publish(staged, path, force=True)
+    assert (path / "Data" / "weight.bin").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.mlpackage"]
+
+
+def test_a_name_taken_in_the_meantime_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x.mlpackage"
+    with pytest.raises(OutputError, match="got something another run put there meanwhile"), staging(path) as staged:  # noqa: PT012
+        write_package(staged)
+        write_package(path, "somebody else's")
+        publish(staged, path, force=False)
+    assert (path / "Data" / "weight.bin").read_text() == "somebody else's"
+
+
+def test_when_the_last_rename_fails_the_old_package_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.mlpackage"
+    write_package(path, "old")
+    with pytest.raises(OutputError), staging(path) as staged:
+        publish(staged, path, force=True)  # nothing was staged
+    assert (path / "Data" / "weight.bin").read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_to() -> None:
+    # /proc refuses even root
+    path = Path("/proc/x.mlpackage")
+    if not path.parent.is_dir():
+        path = Path("/System/x.mlpackage")
+    with pytest.raises(OutputError, match="cannot write /.*/?x.mlpackage: "), staging(path):
+        pass
+
+
+def test_only_what_is_ours_and_dead_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x[1].mlpackage"
+    mine = [tmp_path / name for name in (".x[1].settings", ".x[1].12345678", ".x[1].abcdefgh.12345678")]
+    for directory in mine:
+        directory.mkdir()
+    (mine[1] / "file").touch()
+    (mine[2] / LOCK).touch()  # of a package called x[1].abcdefgh
+    (tmp_path / ".x[1].afile123").touch()
+    dead = tmp_path / ".x[1].deadbeef"
+    dead.mkdir()
+    (dead / LOCK).touch()
+    (dead / REPLACED).mkdir()
+    (dead / REPLACED / "x[1]_failed.mlpackage").mkdir()
+    before = names_of(tmp_path)
+    with staging(path) as live:
+        remove_stale(path)
+        assert live.parent.is_dir()
+    assert names_of(tmp_path) == sorted({*before, "x[1]_failed.mlpackage"} - {dead.name})  # not as x[1] itself
+    remove_stale(tmp_path / "none" / "x.mlpackage")
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_who_comes_second_is_told(tmp_path: Path, force: bool) -> None:
+    """With `force`, too, where the other came between the two renames."""
+    path = tmp_path / "x.mlpackage"
+    with pytest.raises(OutputError, match="another run put there meanwhile"), staging(path) as staged:  # noqa: PT012
+        (staged / "Data").mkdir(parents=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", functools.partialmethod(_after_the_other, path))
+            publish(staged, path, force)
+    assert names_of(path) == ["the other's"]
+
+
+def _after_the_other(self: Path, path: Path, target: Path) -> None:
+    (path / "the other's").mkdir(parents=True, exist_ok=True)
+    if self != path:
+        os.rename(self, target)  # noqa: PTH104
+    else:
+        raise FileNotFoundError

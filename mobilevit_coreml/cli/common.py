@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.errors import MobileViTError, error_text
 
 DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
 SIGNALLED = 128  # plus the signal's number, as shells report it
@@ -94,19 +94,14 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     try:
         code = command(progress)
         sys.stdout.flush()
-    except MobileViTError as error:
-        message, code = f"error: {error}", BAD_INPUT
     except KeyboardInterrupt:
         message = "interrupted: nothing half-made is left"
         code = SIGNALLED + (progress.interrupted_by or signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
-    except MemoryError:
-        message, code = "error: the system refused: out of memory; choose a smaller image size", BAD_INPUT
-    except OSError as error:
-        where = f" ({error.filename!s:.80})" if error.filename else ""
-        message, code = f"error: the system refused: {error.strerror or error}{where}; check the path", BAD_INPUT
+    except (MobileViTError, MemoryError, OSError) as error:
+        message, code = f"error: {error_text(error)}", BAD_INPUT
     finally:
         progress.close()
         for number, handler in previous.items():

@@ -23,7 +23,7 @@ from mobilevit_coreml.inference import (
     segment,
 )
 from mobilevit_coreml.package.interface import POOLED
-from mobilevit_coreml.publish import check_file_free, whole_file
+from mobilevit_coreml.publish import atomic_write, check_file_free
 
 TOP = 5
 PICTURES = ("mask", "overlay", "legend")
@@ -126,7 +126,7 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
             legend(found.shares, found.colors),
         )
         for file, picture in zip(files[path], pictures, strict=True):
-            with whole_file(file) as opened:
+            with atomic_write(file) as opened:
                 picture.save(opened, "PNG")
         lines = [f"  {share:7.2%}  {label}" for label, share in found.shares.items()]
         _say(values, str(path), *lines, *(f"  -> {file}" for file in files[path]))
@@ -154,7 +154,7 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
         _say(values, str(path), *shapes, f"  {'values':<12} pooled: {first} …, length {length}")
     if values.output is not None:
         arrays: dict[str, Any] = {name: np.concatenate([entry[name] for entry in saved]) for name in saved[0]}
-        with whole_file(values.output) as opened:
+        with atomic_write(values.output) as opened:
             np.savez(opened, **{"images": np.array(list(map(str, values.images))), **arrays})
         _say(values, f"-> {values.output}")
     cosines = cosine_similarities(np.stack(vectors))

@@ -1,25 +1,18 @@
-"""The package on disk: its name, and how it gets there whole or not at all."""
+"""A package on disk: its name and place, saving it, its size and digest."""
 
-import contextlib
-import errno
-import fcntl
-import glob
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mobilevit_coreml.config import CLASSIFICATION, CUSTOM, FEATURES, SEGMENTATION
-from mobilevit_coreml.errors import OutputError
+from mobilevit_coreml.errors import OutputError, os_error_text
+from mobilevit_coreml.publish import remove_stale
 
 SUFFIX = ".mlpackage"
 UNTRAINED_SUFFIX = "_untrained"
 FAILED_SUFFIX = "_failed"
 MEGABYTE = 10**6
-LOCK, REPLACED = "lock", "replaced"  # in a staging directory: the mark that its run lives, and what is being replaced
 
 
 _STEMS = {
@@ -75,55 +68,13 @@ def check_free(path: Path, force: bool) -> None:
         str(path).encode()
     except UnicodeEncodeError:  # coremltools saves a package there, and then cannot read it
         raise OutputError(f"output {path}: expected a name that is text, got bytes that are none; rename it") from None
-    clear_killed(path)  # first, since one may come back
+    remove_stale(path)  # first: a package that a killed process was replacing comes back
     if not os.path.lexists(path):
         return
     if not (path / "Manifest.json").is_file():
         raise OutputError(f"output {path}: expected a free name or a package, got something else; move it away")
     if not force:
         raise OutputError(f"output {path}: expected a free name, got an existing package; add --force to replace it")
-
-
-@contextlib.contextmanager
-def staging(path: Path) -> Iterator[Path]:
-    """A place beside `path` to save the package to; nothing of it stays when the block fails.
-
-    Beside it, so that the last step can be a rename within one file system.
-    """
-    try:
-        directory = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(
-            f"output {path}: expected a directory to write to, got {error.strerror}; choose another --output"
-        ) from None
-    try:
-        with _locked(directory):
-            yield directory / path.name
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """A staging directory with a lock that goes with the process, however it ends; file systems without locks do."""
-    unlocked = directory / "unlocked"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file: IO[bytes] = stack.enter_context(unlocked.open("wb"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-            unlocked.rename(directory / LOCK)  # it has its name only when it is locked
-        yield
-
-
-def clear_killed(path: Path) -> None:
-    """Remove staging directories of runs to `path` that were killed; a package one was replacing is put back."""
-    for directory in path.parent.glob(f".{glob.escape(path.stem)}.????????"):
-        with contextlib.suppress(OSError), (directory / LOCK).open("r+b") as lock:  # nobody else's has one
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its run lives
-            for replaced in directory.glob(f"{REPLACED}/*"):
-                if not os.path.lexists(path.with_name(replaced.name)):
-                    replaced.rename(path.with_name(replaced.name))
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def save(program: Any, path: Path) -> None:
@@ -134,32 +85,7 @@ def save(program: Any, path: Path) -> None:
         specification = program.get_spec().SerializeToString(deterministic=True)
         (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(specification)
     except (OSError, RuntimeError) as error:  # the latter from coremltools' C++ parts
-        reason = " ".join(str(error).split())[:120]
-        raise OutputError(
-            f"output {path.parent.parent}: expected room for the package, got {reason}; free some"
-        ) from None
-
-
-def put_in_place(staged: Path, path: Path, force: bool) -> None:
-    """Rename a whole package to its final name; the one it replaces goes only when the new one is there."""
-    replaced = staged.with_name(REPLACED) / path.name  # goes with the staging directory
-    try:
-        if force:
-            replaced.parent.mkdir(exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # there is none, or another run has just taken it away
-                path.rename(replaced)
-        staged.rename(path)
-    except OSError as error:
-        if os.path.lexists(replaced) and not os.path.lexists(path):
-            replaced.rename(path)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise OutputError(
-                f"output {path}: expected its name to stay free, got something another run put there meanwhile; "
-                "add --force to replace a package"
-            ) from None
-        raise OutputError(
-            f"output {path}: expected to rename the finished package to it, got {error.strerror}"
-        ) from None
+        raise OutputError(f"cannot write {path}: {os_error_text(error)}; make room or choose another place") from None
 
 
 def size_of(path: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.package.interface import CLASS_LABEL, OutputForm, output_names
-from mobilevit_coreml.publish import whole_file
+from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.release.build import megabytes
 from mobilevit_coreml.release.recipe import Recipe
 from mobilevit_coreml.shipped import PACKAGE
@@ -53,7 +53,7 @@ def write_catalogue(output: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write catalogue.json and CATALOGUE.md; equal packages give equal bytes."""
     text = json.dumps({"schema": SCHEMA, "packages": entries}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in (("catalogue.json", text), ("CATALOGUE.md", page(entries))):
-        with whole_file(output / name) as file:
+        with atomic_write(output / name) as file:
             file.write(content.encode())
 
 
@@ -147,7 +147,7 @@ def rewrite(readme: Path, catalogue: Path) -> bool:
             f"readme {readme}: expected {BEGIN} and {END}, each once and in this order, got no such place; add them"
         )
     if new != text:
-        with whole_file(readme) as file:
+        with atomic_write(readme) as file:
             file.write(new.encode())
     return new != text
 

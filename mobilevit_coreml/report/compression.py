@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from mobilevit_coreml.compression.plan import Plan
 from mobilevit_coreml.package.files import MEGABYTE
-from mobilevit_coreml.publish import whole_file
+from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.report.html import GREY, ORANGE, drawing, escaped, page, save_png, svg, table
 from mobilevit_coreml.report.html import check_drawable as check_drawable  # for who asks for a report
 from mobilevit_coreml.verification import Fidelity
@@ -23,7 +23,7 @@ def write_report(path: Path, package: Path, size: int, plan: Plan, quality: Fide
     """
     values = report_values(package, size, plan, quality)
     writers = {".json": _write_json, ".html": _write_html, ".png": _write_png}
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         writers[path.suffix](file, values)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.package.files import MEGABYTE
-from mobilevit_coreml.publish import whole_file
+from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.reference.comparison import FP16_MAX
 from mobilevit_coreml.report.compression import size_against_quality
 from mobilevit_coreml.report.html import Html, check_drawable, drawing, escaped, page, svg, table
@@ -59,7 +59,7 @@ def write_html(path: Path, validation: Validation, shown: Mapping[str, Sequence[
             _forecast(validation, function, several),
         ]
     text = page(f"{validation.verdict}: {validation.package.name}", _joined(body), STYLE)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.metrics import AccuracyMeter, MaskMeter
-from mobilevit_coreml.publish import whole_file
+from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.forecast import RULES
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
@@ -28,7 +28,7 @@ Values = dict[str, Any]
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write `report_values` as strict JSON, whole or not at all; raises OutputError."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode() + b"\n")
 
 

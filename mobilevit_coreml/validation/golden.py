@@ -29,14 +29,13 @@ large to stand in it. The form of results.json:
                           base64 of the raw DEFLATE stream of the values as in expected/, for outputs that are `inline`
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,9 @@ from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.package.files import put_in_place, staging
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABELS, MASK, OutputForm, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.publish import publish, staging, writing
 from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, WARM_UP
 from mobilevit_coreml.validation.dataset import LabelledImage
@@ -195,7 +194,7 @@ def write_golden(
     check_place(directory, force)
     if count < 1:
         raise InputError(f"pictures: expected 1 at least, got {count}; {COUNT} are usual")
-    with staging(directory) as staged, _said(directory):
+    with staging(directory) as staged, writing(directory):
         staged.mkdir()
         name = package.name or package.resolve().name
         shutil.copytree(package, staged / PACKAGE / name)
@@ -227,7 +226,7 @@ def write_golden(
         text = json.dumps(_plain(dataclasses.asdict(manifest)), indent=1, ensure_ascii=False, allow_nan=False)
         (staged / MANIFEST).write_text(text + "\n", encoding="utf-8")
         (staged / SWIFT).write_text(swift_test(directory.name, name, digest), encoding="utf-8")
-        put_in_place(staged, directory, force)
+        publish(staged, directory, force)
     return manifest
 
 
@@ -343,15 +342,3 @@ def _is_ours(directory: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and values.get("format") == FORMAT
-
-
-@contextlib.contextmanager
-def _said(directory: Path) -> Iterator[None]:
-    """What the system refuses, as one line."""
-    try:
-        yield
-    except (OSError, shutil.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"golden {directory}: expected a place with room, got {reason:.120}; choose another"
-        ) from None

@@ -257,10 +257,7 @@ def test_a_failure_leaves_no_half_picture(
     monkeypatch.setattr(masks, kind, lambda *_: Full())
     message = fails([str(segmenter), str(colorful_photos[0]), "--output", str(output)], capsys)
     failed = {"palette_image": "mask", "legend": "legend"}[kind]
-    assert message == (
-        f"output {output / f'wide_{failed}.png'}: expected a place with room, got No space left on device; "
-        "choose another"
-    )
+    assert message == f"cannot write {output / f'wide_{failed}.png'}: No space left on device; make room"
     assert {path.name for path in output.iterdir()} == {
         f"wide_{whole}.png" for whole in itertools.takewhile(lambda whole: whole != failed, KINDS)
     }
@@ -396,7 +393,7 @@ def test_a_failure_leaves_no_half_archive(
     monkeypatch.setattr(np, "savez", savez)
     path = output / "features.npz"
     message = fails([str(extractor), str(photos[0]), "--output", str(path)], capsys)
-    assert message == f"output {path}: expected a place with room, got No space left on device; choose another"
+    assert message == f"cannot write {path}: No space left on device; make room"
     assert list(output.iterdir()) == []
 
 
