@@ -31,7 +31,7 @@ class Journal:
 
     def write(self, seen: ImageResult) -> None:
         """Keep what was measured of a picture."""
-        self.append(dataclasses.asdict(seen))
+        self.append(dataclasses.asdict(dataclasses.replace(seen, masks=None)))
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Write a line at the end, through to the system."""

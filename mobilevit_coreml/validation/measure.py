@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
 from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter
+from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, MASK, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.backends import BackendError, Worker
@@ -25,6 +27,7 @@ POINTS = 2000  # pairs of probabilities that are plotted: those of the first pic
 ORIGINAL, PACKAGE = "original", "package"  # the two sides, where both are compared with the truth
 
 TruthMeter = AccuracyMeter | MaskMeter
+ClassMap = npt.NDArray[np.int16]
 
 
 @dataclasses.dataclass
@@ -32,13 +35,15 @@ class ImageResult:
     """What was measured of one picture.
 
     `truths` has a meter of each side against the picture's label or mask, where it has one. `first` are
-    the classes that either side puts among its first five: index, and both sides' probabilities.
+    the classes that either side puts among its first five: index, and both sides' probabilities. `masks`
+    are both sides' class maps (H, W), int16, of a segmenter; a journal does not keep them.
     """
 
     picture: str
     meters: Meters
     truths: dict[str, TruthMeter]
     first: list[tuple[int, float, float]]
+    masks: tuple[ClassMap, ClassMap] | None = None
 
     @property
     def snr(self) -> float:
@@ -100,7 +105,9 @@ def compare_image(
     except (KeyError, RuntimeError, ValueError) as error:
         raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
     truths = {} if picture.truth is None else _truths(picture.truth, record, contract, result, outputs)
-    return ImageResult(picture.name, meters, truths, _first(record, result, outputs))
+    return ImageResult(
+        picture.name, meters, truths, _first(record, result, outputs), _masks(record, model, result, outputs)
+    )
 
 
 def _in_order(probabilities: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
@@ -117,6 +124,21 @@ def _first(record: PackageRecord, result: Any, outputs: Mapping[str, Any]) -> li
     best = {int(index) for side in sides for index in side.topk(min(TOP, len(side))).indices}
     rows = [(index, float(sides[0][index]), float(sides[1][index])) for index in best]
     return sorted(rows, key=lambda row: -row[1])
+
+
+def _masks(
+    record: PackageRecord, model: Model, result: Any, outputs: Mapping[str, Any]
+) -> tuple[ClassMap, ClassMap] | None:
+    """Class maps as the package puts them out, of the network's size or the crop's."""
+    if record.task != SEGMENTATION:
+        return None
+    (name,) = output_names(SEGMENTATION, record.outputs)
+    expected = segmentation_output(result.logits, record.outputs, model.config).numpy()
+    output = np.array(outputs[name]).reshape(expected.shape)
+    if record.outputs.type not in (LABELS, MASK):
+        expected, output = expected.argmax(1), output.argmax(1)
+    size = expected.shape[-2:]
+    return expected.reshape(size).astype(np.int16), output.reshape(size).astype(np.int16)
 
 
 def _truths(

@@ -86,7 +86,8 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
         mask = np.kron(rng.integers(0, 22, (11, 13)), np.ones((10, 10))).astype(np.uint8)
         mask[mask == 21] = 255
         Image.fromarray(mask).save(tmp_path / "SegmentationClass" / f"{index}.png")
-    run = reference_run(validate(segmenter, images=tmp_path))
+    journal = tmp_path / "journal.jsonl"
+    run = reference_run(validate(segmenter, images=tmp_path, journal=journal))
     original = load_original(read_record(segmenter))
     ((name, contract),) = original.contracts.items()
     evaluator = ReferenceEvaluator(segmenter)
@@ -106,6 +107,13 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
         iou = jaccard_score(truth[counts], mask[counts], labels=occurring, average="macro")
         assert run.accuracy[side]["mean_iou"] == pytest.approx(iou)
         assert run.accuracy[side]["pixel_agreement"] == pytest.approx((truth[counts] == mask[counts]).mean())
+    resumed = reference_run(validate(segmenter, images=tmp_path, journal=journal))  # the journal has no masks
+    for worst in (run.measured.worst, resumed.measured.worst):
+        assert sorted(one.picture for one in worst) == ["0", "1", "2"]
+        for one in worst:
+            assert one.masks is not None
+            for side, class_map in zip(("original", "package"), one.masks, strict=True):
+                np.testing.assert_array_equal(class_map, sides[side][int(one.picture)])
 
 
 def test_the_worst_pictures_are_kept(classifier: Path) -> None:
