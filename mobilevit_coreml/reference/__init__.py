@@ -1,6 +1,6 @@
-"""Runs a saved Core ML package on any machine: package -> program -> operations -> outputs.
+"""Reference evaluator of ML Program packages, for any model on any machine.
 
-Knows nothing of MobileViT.
+Package -> program -> operations -> outputs.
 """
 
 from mobilevit_coreml.reference.evaluator import ReferenceEvaluator

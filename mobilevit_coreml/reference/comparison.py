@@ -1,20 +1,20 @@
-"""Where two runs part, operation by operation, and how near values come to the limit of fp16."""
+"""Comparison of two runs operation by operation, and value ranges relative to the fp16 limit."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 FP16_MAX = 65504.0
-NEAR_LIMIT = 4  # values within this factor of FP16_MAX are flagged
+NEAR_LIMIT = 4  # factor of FP16_MAX within which values are flagged
 
 
 @dataclasses.dataclass(frozen=True)
 class OperationError:
-    """How far one operation's result is from its counterpart: SNR in dB (inf where equal), largest difference."""
+    """Error of one operation's output: SNR in dB (inf if equal) and maximum absolute difference."""
 
     name: str
     type: str
@@ -24,18 +24,18 @@ class OperationError:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The operations two runs have in common, in program order."""
+    """Errors of the operations that two runs have in common, in program order."""
 
     operations: tuple[OperationError, ...]
 
     def first_below(self, snr: float) -> OperationError | None:
-        """The first operation whose SNR is under a threshold in dB: where the runs part."""
+        """First operation with an SNR below a threshold in dB, or NaN."""
         return next((operation for operation in self.operations if not operation.snr >= snr), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class OperationRange:
-    """The largest absolute value an operation produced."""
+    """Maximum absolute value of an operation's output."""
 
     name: str
     type: str
@@ -43,18 +43,18 @@ class OperationRange:
 
     @property
     def near_limit(self) -> bool:
-        """Whether it is within a factor of 4 of fp16's 65504, or past it: another image may overflow here."""
+        """True from a quarter of FP16_MAX on, where another image may overflow."""
         return not self.max_abs < FP16_MAX / NEAR_LIMIT
 
 
 def snr(reference: Tensor, output: Tensor) -> float:
-    """10 log10(sum ref^2 / sum (ref - out)^2) in dB: inf where equal, nan where values are not finite."""
+    """10 log10(sum ref^2 / sum (ref - out)^2) in dB: inf if equal, NaN if values are not finite."""
     reference, output = reference.double(), output.double()
     return decibels(float((reference**2).sum()), float(((reference - output) ** 2).sum()))
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10 of a ratio of powers: inf without noise, nan where either is not finite."""
+    """10 log10 of a power ratio in dB: inf without noise, NaN if either is not finite."""
     if not (math.isfinite(noise) and math.isfinite(signal)):
         return math.nan
     if noise == 0:
@@ -63,26 +63,22 @@ def decibels(signal: float, noise: float) -> float:
 
 
 def compare_values(types: Mapping[str, str], reference: Mapping[str, Any], output: Mapping[str, Any]) -> Comparison:
-    """Compare the real values that two runs call by the same name, in the order of `types` (name to operation)."""
-    return Comparison(tuple(_errors(types, reference, output)))
-
-
-def _errors(
-    types: Mapping[str, str], reference: Mapping[str, Any], output: Mapping[str, Any]
-) -> Iterator[OperationError]:
+    """Compare floating-point values of the same name, in the order of `types` (name to operation type)."""
+    errors = []
     for name, kind in types.items():
         ours, theirs = output.get(name), reference.get(name)
         if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.is_floating_point()):
             continue
-        if ours.numel() != theirs.numel():
-            yield OperationError(name, kind, math.nan, math.inf)
-            continue
-        theirs = theirs.reshape(ours.shape)
-        yield OperationError(name, kind, snr(theirs, ours), float((theirs - ours).abs().max()))
+        if ours.numel() == theirs.numel():
+            theirs = theirs.reshape(ours.shape)
+            errors.append(OperationError(name, kind, snr(theirs, ours), float((theirs - ours).abs().max())))
+        else:
+            errors.append(OperationError(name, kind, math.nan, math.inf))
+    return Comparison(tuple(errors))
 
 
 def ranges(types: Mapping[str, str], values: Mapping[str, Any]) -> tuple[OperationRange, ...]:
-    """The largest absolute value of each operation's real result, in program order."""
+    """Maximum absolute value of each operation's floating-point output, in program order."""
     return tuple(
         OperationRange(name, kind, float(values[name].abs().max()))
         for name, kind in types.items()
@@ -92,7 +88,7 @@ def ranges(types: Mapping[str, str], values: Mapping[str, Any]) -> tuple[Operati
 
 @torch.inference_mode()
 def module_outputs(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
-    """What each module of a PyTorch model puts out, by its path, for modules that put out one tensor."""
+    """Outputs of the modules of a PyTorch model by path, for modules that return one tensor."""
     outputs: dict[str, Tensor] = {}
 
     def record(path: str) -> Any:
@@ -111,18 +107,14 @@ def module_outputs(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def named_like_operations(modules: Mapping[str, Tensor], types: Mapping[str, str]) -> dict[str, Tensor]:
-    """Module outputs under the names of the operations that end them.
-
-    An operation is called after its module's path, with underscores for dots and perhaps its kind
-    behind, and perhaps without the path's first part; a module's result is its last operation's.
-    """
-    named: dict[str, Tensor] = {}
+def by_last_operation(
+    modules: Mapping[str, Tensor], names: Iterable[str], belongs_to: Callable[[str, str], bool]
+) -> dict[str, Tensor]:
+    """Module outputs by the name of the module's last operation; `belongs_to` takes operation name and module path."""
+    outputs: dict[str, Tensor] = {}
+    names = list(names)
     for path, output in modules.items():
-        for part in (path, path.partition(".")[2]):
-            stem = part.replace(".", "_")
-            own = [name for name in types if name == stem or name.startswith(stem + "_")] if part else []
-            if own:
-                named.setdefault(own[-1], output)
-                break
-    return named
+        last = next((name for name in reversed(names) if belongs_to(name, path)), None)
+        if last is not None:
+            outputs.setdefault(last, output)
+    return outputs

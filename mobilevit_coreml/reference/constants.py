@@ -1,8 +1,8 @@
-"""Constants of a program: immediate values, weight.bin, and the `constexpr_*` forms of compressed weights.
+"""Constants of a program: immediate values, weight.bin, and compressed weights (`constexpr_*` operations).
 
-Everything becomes a torch tensor (a str or a list for texts): fp16 and fp32 as float32, which holds
-every fp16 value exactly; integers of up to 32 bits as int32, booleans as bool. Follows the MIL
-specification of iOS16 (packed bits, one table) and iOS18 (sub-byte types, blocks, groups, vectors).
+Constants become torch tensors (strings a str or a list): fp16 and fp32 as float32, which holds every
+fp16 value exactly; integers of up to 32 bits as int32, booleans as bool. Follows the MIL
+specification of iOS16 (packed bits, one lookup table) and iOS18 (sub-byte types, blocks, groups, vectors).
 """
 
 import math
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 MIL = ct.proto.MIL_pb2
 MAX_ELEMENTS = 2**31  # of one constant; 8 GiB as float32
 
-# Data types of MIL, by their protobuf names: (name in MIL, bits, numpy type that holds them).
+# Data types of MIL by protobuf name: (name in MIL, bits, numpy type).
 DATA_TYPES: Mapping[str, tuple[str, int, str]] = {
     "BOOL": ("bool", 8, "bool"),
     "STRING": ("string", 0, "object"),
@@ -44,19 +44,18 @@ DATA_TYPES: Mapping[str, tuple[str, int, str]] = {
     "UINT32": ("uint32", 32, "uint32"),
 }
 _STORAGE = {name: (bits, numpy_type) for name, bits, numpy_type in DATA_TYPES.values()}
-# How coremltools' reader of weight.bin calls them.
-_READERS = {"fp32": "float"}
+_READERS = {"fp32": "float"}  # types with another name in coremltools' BlobStorageReader
 
 
 class Weights:
-    """The files of a package's weights, opened when first read."""
+    """Weight files of a package, opened when first read."""
 
     def __init__(self, model_directory: Path) -> None:
         self.model_directory = model_directory
         self._readers: dict[str, Any] = {}
 
     def read(self, file_name: str, offset: int, dtype: str) -> Array:
-        """Values of `dtype` at `offset` of a file named as in the program (`@model_path/weights/weight.bin`)."""
+        """Values of `dtype` at byte `offset` of a file, named as in the program (`@model_path/weights/weight.bin`)."""
         try:
             if file_name not in self._readers:
                 self._readers[file_name] = BlobStorageReader(str(self._path(file_name)))
@@ -79,7 +78,7 @@ class Weights:
 
 
 def type_of(value_type: Any) -> tuple[str, tuple[int, ...]]:
-    """(data type, shape) of a tensor's ValueType; a dimension that is not fixed is -1. Others are ("", ())."""
+    """(data type, shape) of a tensor's ValueType, with -1 for a variable dimension; ("", ()) of other types."""
     if value_type.WhichOneof("type") != "tensorType":
         return "", ()
     tensor = value_type.tensorType
@@ -93,26 +92,26 @@ def type_of(value_type: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether a MIL Value is a tensor of numbers or booleans."""
+    """True for a MIL Value that is a tensor of numbers or booleans."""
     return type_of(value.type)[0] not in ("", "string")
 
 
 def decode(value: Any, weights: Weights) -> Any:
-    """A MIL Value: a tensor, a str for a scalar text, a list for texts and lists."""
+    """A MIL Value as a tensor, a str for a scalar string, or a list for strings and lists."""
     kind = value.type.WhichOneof("type")
     if kind == "listType":
         return [decode(entry, weights) for entry in value.immediateValue.list.values]
     if kind != "tensorType":
-        raise UnsupportedError(f"constant: expected a tensor or a list, got {kind}; it has no place in a vision model")
+        raise UnsupportedError(f"constant: expected a tensor or a list, got {kind}; other types are not implemented")
     dtype, shape = type_of(value.type)
     if dtype == "string":
-        texts = list(value.immediateValue.tensor.strings.values)
-        return texts[0] if not shape else texts
+        strings = list(value.immediateValue.tensor.strings.values)
+        return strings if shape else strings[0]
     return to_tensor(decode_array(value, weights))
 
 
 def decode_array(value: Any, weights: Weights) -> Array:
-    """A MIL Value of a numeric tensor as numpy has it: the type as stored, sub-byte values one a byte."""
+    """A numeric MIL Value as a numpy array of the stored type; sub-byte values take a byte each."""
     dtype, shape = type_of(value.type)
     if dtype not in _STORAGE or any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise PackageError(f"constant: expected a tensor of fixed size, got {dtype} {shape}; the package is damaged")
@@ -129,7 +128,7 @@ def decode_array(value: Any, weights: Weights) -> Array:
             f"constant: expected {math.prod(shape)} values for shape {shape}, got {array.size}; the package is damaged"
         )
     if dtype == "int4":
-        array = (array.astype(np.int8) << 4) >> 4  # the sign of the low four bits
+        array = (array.astype(np.int8) << 4) >> 4  # sign extension of the low four bits
     return array.astype(numpy_type, copy=False).reshape(shape)
 
 
@@ -137,13 +136,13 @@ def _immediate(tensor: Any, bits: int, numpy_type: str, count: int) -> Array:
     values = getattr(tensor, tensor.WhichOneof("value") or "floats").values
     if not isinstance(values, bytes):
         return np.asarray(values).astype(numpy_type)
-    if bits < 8:  # types without a list of their own in the protobuf
+    if bits < 8:  # types without their own list in the protobuf
         return _unpack_bits(np.frombuffer(values, np.uint8), bits, count)
     return np.frombuffer(values, numpy_type)
 
 
 def to_tensor(array: Array) -> Tensor:
-    """As the evaluator computes with it: float32, int32 (int64 stays) or bool."""
+    """An array as a float32, int32 (int64 stays) or bool tensor."""
     if array.dtype.kind == "f":
         return torch.from_numpy(np.array(array, dtype=np.float32))
     if array.dtype.kind == "b":
@@ -153,21 +152,22 @@ def to_tensor(array: Array) -> Tensor:
 
 def _unpack_bits(packed: Array, bits: int, count: int) -> Array:
     """`count` unsigned values of `bits` bits, packed least significant bit first."""
-    if not 0 <= count * bits <= packed.nbytes * 8:  # numpy would add zeros, terabytes of them where a shape says so
+    if not 0 <= count * bits <= packed.nbytes * 8:  # numpy would pad with zeros, terabytes if a shape says so
         raise ValueError(f"{packed.nbytes} bytes for {count} values of {bits} bits")
     flat = np.unpackbits(packed.view(np.uint8).reshape(-1), count=count * bits, bitorder="little")
     return np.packbits(flat.reshape(count, bits), axis=1, bitorder="little")[:, 0]
 
 
-# The constexpr operations. Arguments and results are numpy arrays; names are the specification's.
+# constexpr operations, from and to numpy arrays, with the parameter names of the specification.
 
 
 def constexpr_affine_dequantize(quantized_data: Array, zero_point: Array, scale: Array, axis: Array) -> Array:
-    """iOS16: scale * (quantized_data - zero_point), scalars or one of each a slice along axis."""
+    """iOS16: scale * (quantized_data - zero_point); scale and zero_point are scalars or vectors along axis."""
     shape = [1] * quantized_data.ndim
     shape[int(axis)] = -1
-    zero_point = zero_point.reshape(shape if zero_point.ndim else ()).astype(np.float32)
-    return _typed((quantized_data - zero_point) * scale.reshape(shape if scale.ndim else ()).astype(np.float32), scale)
+    offset, factor = (v.reshape(shape if v.ndim else ()).astype(np.float32) for v in (zero_point, scale))
+    values: Array = (quantized_data - offset) * factor
+    return values.astype(scale.dtype)
 
 
 def constexpr_cast(source_val: Array, output_dtype: str) -> Array:
@@ -176,24 +176,24 @@ def constexpr_cast(source_val: Array, output_dtype: str) -> Array:
 
 
 def constexpr_lut_to_dense_packed(indices: Array, lut: Array, shape: Array) -> Array:
-    """iOS16: one table; indices are bits, packed least significant first, log2(len(lut)) each."""
+    """iOS16: one lookup table; indices of log2(len(lut)) bits, packed least significant bit first."""
     sizes = tuple(int(size) for size in shape)
     return lut[_unpack_bits(indices, int(math.log2(lut.size)), math.prod(sizes))].reshape(sizes)
 
 
 def constexpr_sparse_to_dense_packed(nonzero_data: Array, mask: Array, shape: Array) -> Array:
-    """iOS16: values where a bit of the mask is set, least significant first; zero elsewhere."""
+    """iOS16: nonzero_data where the mask's bit is 1 (packed least significant bit first), zero elsewhere."""
     sizes = tuple(int(size) for size in shape)
     return constexpr_sparse_to_dense(nonzero_data, _unpack_bits(mask, 1, math.prod(sizes)).reshape(sizes))
 
 
 def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Array | None = None) -> Array:
-    """iOS18: a table for each group of indices, of scalars or of vectors laid out along vector_axis.
+    """iOS18: a lookup table for each group of indices, of scalars or of vectors along vector_axis.
 
-    lut: (groups of each dimension of indices…, entries, vector size).
+    lut: (number of groups for each dimension of indices…, entries, vector size).
     """
     groups = lut.shape[:-2]
-    table = np.zeros(indices.shape, dtype=np.int64)  # which table each index looks into
+    table = np.zeros(indices.shape, dtype=np.int64)  # index of the lookup table for each element
     for axis, (size, count) in enumerate(zip(indices.shape, groups, strict=True)):
         group = np.arange(size) // (size // count)
         table = table * count + group.reshape([-1 if i == axis else 1 for i in range(indices.ndim)])
@@ -208,15 +208,16 @@ def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Array | None
 
 
 def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
-    """iOS18: scale * (data - offset), one of each for every block of the data."""
+    """iOS18: scale * (data - offset), with a scale and an offset for each block of the data."""
     shifted = data.astype(np.float32)
     if offset is not None:
-        shifted = shifted - _spread(offset.astype(np.float32), data.shape)
-    return _typed(shifted * _spread(scale.astype(np.float32), data.shape), scale)
+        shifted = shifted - _repeat_blocks(offset.astype(np.float32), data.shape)
+    values: Array = shifted * _repeat_blocks(scale.astype(np.float32), data.shape)
+    return values.astype(scale.dtype)
 
 
 def constexpr_sparse_to_dense(nonzero_data: Array, mask: Array) -> Array:
-    """iOS18: values where the mask is 1, in row-major order; zero elsewhere."""
+    """iOS18: nonzero_data, in row-major order, where the mask is 1; zero elsewhere."""
     dense = np.zeros(mask.shape, dtype=nonzero_data.dtype)
     dense[mask != 0] = nonzero_data
     return dense
@@ -225,7 +226,7 @@ def constexpr_sparse_to_dense(nonzero_data: Array, mask: Array) -> Array:
 def constexpr_lut_to_sparse(
     indices_mask: Array, indices_nonzero_data: Array, lut: Array, vector_axis: Array | None = None
 ) -> tuple[Array, Array]:
-    """iOS18: `constexpr_lut_to_dense` of the indices that are there; returns (mask, nonzero data)."""
+    """iOS18: `constexpr_lut_to_dense` of sparse indices; returns (mask, nonzero data)."""
     indices = constexpr_sparse_to_dense(indices_nonzero_data, indices_mask)
     dense = constexpr_lut_to_dense(indices, lut, vector_axis)
     mask = indices_mask
@@ -237,22 +238,18 @@ def constexpr_lut_to_sparse(
 def constexpr_sparse_blockwise_shift_scale(
     data_mask: Array, nonzero_data: Array, scale: Array, offset: Array | None = None
 ) -> tuple[Array, Array]:
-    """iOS18: `constexpr_blockwise_shift_scale` of the data that are there; returns (mask, nonzero data)."""
+    """iOS18: `constexpr_blockwise_shift_scale` of sparse data; returns (mask, nonzero data)."""
     data = constexpr_sparse_to_dense(nonzero_data, data_mask)
     return data_mask, constexpr_blockwise_shift_scale(data, scale, offset)[data_mask != 0]
 
 
-def _spread(values: Array, shape: tuple[int, ...]) -> Array:
-    """One value a block to one an element."""
+def _repeat_blocks(values: Array, shape: tuple[int, ...]) -> Array:
+    """One value for each block repeated to one for each element."""
     if values.ndim != len(shape):
         raise ValueError(f"{values.ndim} dimensions of blocks for {len(shape)} of data")
     for axis, size in enumerate(shape):
         values = np.repeat(values, size // values.shape[axis], axis=axis)
     return values
-
-
-def _typed(values: Array, like: Array) -> Array:
-    return values.astype(like.dtype)
 
 
 CONSTEXPR: Mapping[str, Callable[..., Any]] = {
@@ -267,7 +264,7 @@ CONSTEXPR: Mapping[str, Callable[..., Any]] = {
         constexpr_sparse_blockwise_shift_scale,
     )
 }
-# The iOS16 forms of two of them take a `shape` beside packed bits.
+# iOS16 variants with packed bits and a parameter `shape`.
 CONSTEXPR_PACKED: Mapping[str, Callable[..., Any]] = {
     "constexpr_lut_to_dense": constexpr_lut_to_dense_packed,
     "constexpr_sparse_to_dense": constexpr_sparse_to_dense_packed,
@@ -275,12 +272,10 @@ CONSTEXPR_PACKED: Mapping[str, Callable[..., Any]] = {
 
 
 def evaluate_constexpr(operation_type: str, arguments: Mapping[str, Any]) -> tuple[Array, ...]:
-    """Outputs of a constexpr operation; raises UnsupportedError for one that is not implemented."""
+    """Outputs of a constexpr operation; raises UnsupportedError if it is not implemented."""
     functions = CONSTEXPR_PACKED if "shape" in arguments and operation_type in CONSTEXPR_PACKED else CONSTEXPR
     if operation_type not in functions:
-        raise UnsupportedError(
-            f"{operation_type}: expected one of {', '.join(CONSTEXPR)}; this form is not implemented"
-        )
+        raise UnsupportedError(f"{operation_type}: expected one of {', '.join(CONSTEXPR)}; others are not implemented")
     try:
         outputs = functions[operation_type](**arguments)
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:

@@ -1,6 +1,7 @@
-"""Executes a saved package, operation by operation, on any machine."""
+"""Execution of a saved package, operation by operation, on any machine."""
 
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError
+from mobilevit_coreml.operation_names import belongs_to
 from mobilevit_coreml.reference.comparison import (
     Comparison,
     OperationRange,
+    by_last_operation,
     compare_values,
     module_outputs,
-    named_like_operations,
     ranges,
 )
 from mobilevit_coreml.reference.features import from_program, to_program
@@ -28,29 +30,27 @@ PRECISIONS = ("fp16", "fp32")
 
 
 class ReferenceEvaluator:
-    """A function of a saved .mlpackage, executed by the MIL specification with torch as arithmetic.
+    """A function of a saved .mlpackage, executed by the MIL specification in torch.
 
-    Everything is read from the package on disk. With precision "fp16" every value the program types
-    as fp16 is rounded to fp16 after the operation that makes it (beyond 65504 it becomes infinite);
-    with "fp32" nothing is rounded, and only the stored constants are fp16. Sums within an
-    operation are float32 in both: this is true to the program's types, and no model of how a Neural
-    Engine accumulates or fuses.
+    With precision "fp16" the output of every operation that the program types as fp16 is rounded to
+    fp16 (beyond 65504 to infinity); with "fp32" only the stored constants are fp16. Sums within an
+    operation are float32 in both: the accumulation and fusion of the Neural Engine are not modelled.
 
-    Raises PackageError for a package that is damaged or none, UnsupportedError for operations that
-    are not implemented, with their name and place.
+    Raises PackageError for a missing or damaged package, UnsupportedError for operations that are
+    not implemented, with their names and positions.
     """
 
-    def __init__(self, path: str | Path, precision: str = "fp16", function_name: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], precision: str = "fp16", function_name: str | None = None) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected fp16 or fp32, got {precision!r}; choose one of these")
         self.path = Path(path)
         self.precision = precision
         package = read_package(self.path, function_name)
-        lost = [name for name in package.outputs if name not in package.function.outputs]
-        if lost:
+        missing = [name for name in package.outputs if name not in package.function.outputs]
+        if missing:
             raise PackageError(
-                f"package {path}: expected a program that puts out {', '.join(package.outputs)}, got no "
-                f"{', '.join(lost)}; the package is damaged"
+                f"package {path}: expected a program with the outputs {', '.join(package.outputs)}, got no "
+                f"{', '.join(missing)}; the package is damaged"
             )
         self.inputs: Mapping[str, Feature] = package.inputs
         self.outputs: Mapping[str, Feature] = package.outputs
@@ -62,13 +62,13 @@ class ReferenceEvaluator:
             raise type(error)(f"package {path}: {error}") from None
 
     def run(self, inputs: Mapping[str, Any], capture: Collection[str] | bool = ()) -> dict[str, Any]:
-        """Outputs by name, as Core ML returns them: numpy arrays, PIL images, a label and its probabilities.
+        """Outputs by name, in the types Core ML returns: numpy arrays, PIL images, a class label, probabilities.
 
-        `inputs` holds a PIL image of exactly the declared size and mode for each image input, and an
-        array for each array input. `capture` names values to add to the outputs as float32 or int32
-        arrays; True adds the result of every operation.
+        `inputs` has a PIL image of the declared size and mode for each image input, and an array for
+        each array input. `capture` names values to add to the outputs as float32 or int32 arrays;
+        True adds the outputs of all operations.
 
-        Raises InputError for inputs that do not fit or are NaN, or for a captured name there is not.
+        Raises InputError for inputs of another type, shape or mode, for NaN, and for unknown names in `capture`.
         """
         values = self.values(to_program(self.inputs, inputs), capture)
         try:
@@ -82,7 +82,7 @@ class ReferenceEvaluator:
 
     @torch.inference_mode()
     def values(self, inputs: Mapping[str, Tensor], capture: Collection[str] | bool = ()) -> dict[str, Any]:
-        """The program's own values: its outputs and what is captured, as torch tensors, from tensors."""
+        """The program's outputs and captured values as torch tensors; `inputs` are tensors, too."""
         names = {name for step in self._steps for name in step.operation.outputs}
         kept = names if capture is True else set(capture or ())
         if kept - names:
@@ -102,23 +102,23 @@ class ReferenceEvaluator:
         return {name: values[name] for name in values if name in kept}
 
     def compare(self, other: "ReferenceEvaluator", inputs: Mapping[str, Any]) -> Comparison:
-        """Each operation's result here against the one `other` has under the same name, in program order.
+        """Errors of this program's operations against those of the same names in `other`, the reference.
 
-        `other` is the reference: another package, or this one in another precision.
+        `other` is another package, or this one in another precision.
         """
         return compare_values(self._types(), other._all_values(inputs), self._all_values(inputs))
 
     def compare_modules(self, model: nn.Module, pixels: Tensor, inputs: Mapping[str, Any]) -> Comparison:
-        """Each module's last operation here against what the module puts out for `pixels` in PyTorch.
+        """Errors of each module's last operation against the output of the PyTorch module for `pixels`.
 
-        For packages whose operations are named after their modules, as `mobilevit_coreml.convert` does.
+        For packages with the operation names of `mobilevit_coreml.operation_names`.
         """
         types = self._types()
-        reference = named_like_operations(module_outputs(model, pixels), types)
+        reference = by_last_operation(module_outputs(model, pixels), types, belongs_to)
         return compare_values(types, reference, self._all_values(inputs))
 
     def ranges(self, inputs: Mapping[str, Any]) -> tuple[OperationRange, ...]:
-        """The largest absolute value each operation produces, in program order."""
+        """Maximum absolute value of each operation's output, in program order."""
         return ranges(self._types(), self._all_values(inputs))
 
     def _types(self) -> dict[str, str]:
@@ -128,23 +128,23 @@ class ReferenceEvaluator:
         return self.values(to_program(self.inputs, inputs), capture=True)
 
 
-# An argument that comes by name: the parameter, the value's name (or a list of Refs and constants), its conversion.
-_Named = tuple[str, str | list[Any], Callable[[Any], Any]]
+# A variable argument: parameter, name of the value (or a list of Refs and constants), conversion to the parameter type.
+_Variable = tuple[str, str | list[Any], Callable[[Any], Any]]
 
 
 class _Step(NamedTuple):
-    """An operation made ready: its function, the arguments that never change, and where the others come from."""
+    """An operation with its function, its converted constant arguments and its variable arguments."""
 
     operation: Operation
     function: Callable[..., Any]
-    fixed: Mapping[str, Any]
-    named: tuple[_Named, ...]
-    rounded: tuple[bool, ...]  # of each output, whether it is rounded to fp16
-    last_used: tuple[str, ...]  # values nobody reads later
+    constant: Mapping[str, Any]
+    variable: tuple[_Variable, ...]
+    rounded: tuple[bool, ...]  # for each output, True if it is rounded to fp16
+    last_used: tuple[str, ...]  # names of values that later steps do not read
 
 
 def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
-    """Steps in order; constants are converted to what the operations take, once."""
+    """The program's steps in order, with constant arguments converted to the types of the parameters."""
     steps = []
     used_later: set[str] = set()
     for index in reversed(range(len(function.operations))):
@@ -152,33 +152,33 @@ def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
         implementation = OPERATIONS.get(operation.type) or _SPECIAL.get(operation.type)
         if implementation is None:
             raise UnsupportedError(
-                f"{_place(function, index)}: expected an implemented operation, got {operation.type}; "
-                f"the reference evaluator has {len(OPERATIONS)} others, `mobilevit_coreml.reference.OPERATIONS`"
+                f"{_position(function, index)}: expected an implemented operation, got {operation.type}; "
+                f"the {len(OPERATIONS)} of the reference evaluator are in `mobilevit_coreml.reference.OPERATIONS`"
             )
-        fixed, named = _bind(function, index, implementation)
+        constant, variable = _bind(function, index, implementation)
         reads = {ref.name for ref in references(operation)} - set(function.constants)
-        done = tuple(sorted((reads | set(operation.outputs)) - used_later))
+        last_used = tuple(sorted((reads | set(operation.outputs)) - used_later))
         used_later |= reads
         inexact = rounds and operation.type not in EXACT
         rounded = tuple(inexact and dtype == "fp16" for dtype in operation.output_dtypes)
-        steps.append(_Step(operation, implementation, fixed, tuple(named), rounded, done))
+        steps.append(_Step(operation, implementation, constant, tuple(variable), rounded, last_used))
     return tuple(reversed(steps))
 
 
-def _bind(function: Function, index: int, implementation: Callable[..., Any]) -> tuple[dict[str, Any], list[_Named]]:
-    """Arguments that are constant, converted, and those that come by name with their conversion."""
+def _bind(function: Function, index: int, implementation: Callable[..., Any]) -> tuple[dict[str, Any], list[_Variable]]:
+    """Constant arguments, converted, and variable arguments."""
     operation = function.operations[index]
     conversions, required = _parameters(implementation)
     unknown = set(operation.inputs) - set(conversions)
     missing = required - set(operation.inputs)
     if unknown or missing:
         raise UnsupportedError(
-            f"{_place(function, index)}: expected the parameters {', '.join(conversions)}, got "
+            f"{_position(function, index)}: expected the parameters {', '.join(conversions)}, got "
             f"{'unknown ' + ', '.join(sorted(unknown)) if unknown else 'no ' + ', '.join(sorted(missing))}; "
-            "this form of the operation is not implemented"
+            "this variant of the operation is not implemented"
         )
-    fixed: dict[str, Any] = {}
-    named: list[_Named] = []
+    constant: dict[str, Any] = {}
+    variable: list[_Variable] = []
     constants = function.constants
     for parameter, argument in operation.inputs.items():
         convert = conversions[parameter]
@@ -189,20 +189,20 @@ def _bind(function: Function, index: int, implementation: Callable[..., Any]) ->
         ]
         try:
             if not any(isinstance(binding, Ref) for binding in known):
-                fixed[parameter] = convert(known if isinstance(argument, list) else known[0])
+                constant[parameter] = convert(known if isinstance(argument, list) else known[0])
             elif isinstance(argument, list) or convert is _tensors:
-                named.append((parameter, known, convert))
+                variable.append((parameter, known, convert))
             else:
-                named.append((parameter, argument.name, convert))
+                variable.append((parameter, argument.name, convert))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise PackageError(f"{_place(function, index)}: {parameter}: {error}; the package is damaged") from None
-    return fixed, named
+            raise PackageError(f"{_position(function, index)}: {parameter}: {error}; the package is damaged") from None
+    return constant, variable
 
 
 def _execute(step: _Step, values: dict[str, Any]) -> None:
-    arguments = dict(step.fixed)
+    arguments = dict(step.constant)
     try:
-        for parameter, source, convert in step.named:
+        for parameter, source, convert in step.variable:
             if isinstance(source, str):
                 arguments[parameter] = convert(values[source])
             else:
@@ -225,12 +225,12 @@ def _rounded(x: Tensor) -> Tensor:
     return x.half().float()
 
 
-def _place(function: Function, index: int) -> str:
+def _position(function: Function, index: int) -> str:
     return f"operation {index + 1} of {len(function.operations)}, {function.operations[index]}"
 
 
 def classify(probabilities: Tensor, classes: list[str] | Tensor) -> tuple[Any, dict[Any, float]]:
-    """The most probable class and the probability of each, as a classifier's outputs are."""
+    """The most probable class, and the probability of each class."""
     names = classes.tolist() if isinstance(classes, Tensor) else classes
     flat = probabilities.flatten().tolist()
     if len(names) != len(flat):
@@ -241,7 +241,7 @@ def classify(probabilities: Tensor, classes: list[str] | Tensor) -> tuple[Any, d
 _SPECIAL: Mapping[str, Callable[..., Any]] = {"classify": classify}
 
 
-# From values to what a parameter's annotation asks for.
+# Conversions of a value to the type of a parameter.
 
 
 def _tensor(value: Any) -> Tensor:
@@ -256,7 +256,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"expected a text, got {type(value).__name__}")
+        raise TypeError(f"expected a string, got {type(value).__name__}")
     return value
 
 
@@ -285,7 +285,7 @@ _CONVERSIONS: Mapping[Any, Callable[[Any], Any]] = {
 
 @cache
 def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
-    """How to convert each parameter of an operation's function, and which of them must be given."""
+    """Conversion of each parameter of an operation's function, and the names of the required ones."""
     hints = typing.get_type_hints(function)
     conversions = {}
     required = set()

@@ -1,4 +1,4 @@
-"""Between what callers have and what the program sees: images and arrays in, arrays, images and classes out."""
+"""Conversion of inputs (PIL images, arrays) to tensors, and of outputs to arrays, PIL images and class labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from torch import Tensor
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.reference.reader import Feature
 
-MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}  # Pillow's, by colour layout
+MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}  # Pillow mode by colour layout
 
 
 def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inputs as the program takes them: images (1, C, H, W), 0 to 255, in the declared channel order.
+    """Inputs as tensors: images (1, C, H, W), 0 to 255, in the declared channel order.
 
-    Raises InputError for a missing or further input, another kind, size, mode or type, or NaN.
+    Raises InputError for missing or unknown inputs, another type, size or mode, or NaN.
     """
     missing = [name for name, feature in features.items() if name not in inputs and not feature.optional]
     unknown = [name for name in inputs if name not in features]
@@ -51,9 +51,7 @@ def _image(feature: Feature, image: Any) -> Tensor:
         )
     values = np.asarray(image, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise InputError(
-            f"input {feature.name}: expected finite values, got NaN or infinity; check where it comes from"
-        )
+        raise InputError(f"input {feature.name}: expected finite values, got NaN or infinity; check the image")
     if values.ndim == 2:
         return torch.from_numpy(values.copy())[None, None]
     if layout == "BGR":
@@ -70,7 +68,7 @@ def _array(feature: Feature, value: Any) -> Tensor:
             f"input {feature.name}: expected an array of shape {feature.shape}, got {array.shape}; reshape it"
         )
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError(f"input {feature.name}: expected numbers, got NaN; check where it comes from")
+        raise InputError(f"input {feature.name}: expected numbers, got NaN; check the array")
     if feature.dtype in ("int32", "int8"):
         return torch.from_numpy(array.astype(np.int32))
     return torch.from_numpy(array.astype(np.float32))
@@ -86,22 +84,20 @@ def _fits(feature: Feature, shape: tuple[int, ...]) -> bool:
 
 
 def from_program(feature: Feature, value: Any) -> Any:
-    """An output as Core ML hands it over: classes as they are, arrays of the declared type, images as PIL images.
+    """An output in the type Core ML returns: class labels, arrays of the declared type, PIL images.
 
-    fp16 arrays come as float32, as coremltools' predict has them. An image's values are clipped to 0 to 255
-    and rounded.
+    fp16 arrays are returned as float32, like by coremltools' predict. Image values are rounded and
+    clipped to 0 to 255.
     """
     if feature.kind in ("label", "probabilities"):
         return value
     if feature.kind == "array":
-        dtype = {"float16": "float32"}.get(feature.dtype, feature.dtype)
-        return value.numpy().astype(dtype)
+        return value.numpy().astype("float32" if feature.dtype == "float16" else feature.dtype)
     planes = value.reshape(-1, *value.shape[-2:]).numpy()  # C H W
     if feature.color_layout == "GRAYSCALE_FLOAT16":
         return Image.fromarray(planes[0].astype(np.float32))
     pixels = np.clip(np.rint(planes), 0, 255).astype(np.uint8)
     if feature.color_layout == "GRAYSCALE":
         return Image.fromarray(pixels[0])
-    return Image.fromarray(
-        np.ascontiguousarray((pixels[::-1] if feature.color_layout == "BGR" else pixels).transpose(1, 2, 0))
-    )
+    rgb = pixels[::-1] if feature.color_layout == "BGR" else pixels
+    return Image.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0)))

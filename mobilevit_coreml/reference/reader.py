@@ -1,6 +1,7 @@
-"""The package on disk, read into plain values: features, functions, operations with their constants decoded."""
+"""Reading of a package into dataclasses: features, function, operations, decoded constants."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,17 @@ from mobilevit_coreml.reference.constants import (
 )
 
 MAX_SPECIFICATION_BYTES = 512 * 1024**2
-MODEL_DIRECTORY = ("Data", "com.apple.CoreML")  # where coremltools puts program and weights
+MODEL_DIRECTORY = ("Data", "com.apple.CoreML")  # of program and weights, within the package
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """An input or output as the package declares it.
+    """Declaration of an input or output.
 
-    `kind` is image, array, label or probabilities. `shape` is an array's, or an image's (height,
-    width). `dtype` is an array's or an image's element type in numpy's words, a label's or
-    probabilities' key type (str or int64). `color_layout` is an image's: RGB, BGR, GRAYSCALE or
-    GRAYSCALE_FLOAT16. Flexible inputs have `other_shapes`, or a `shape_range` of (least, greatest) for each
-    dimension, greatest -1 where it is open.
+    `kind`: image, array, label or probabilities. `shape`: of an array, or (height, width) of an image.
+    `dtype`: numpy element type of an array or image; key type of a label or probabilities, str or
+    int64. `color_layout`: of an image, RGB, BGR, GRAYSCALE or GRAYSCALE_FLOAT16. Flexible inputs have
+    `other_shapes`, or a `shape_range` of (minimum, maximum) for each dimension, maximum -1 if unbounded.
     """
 
     name: str
@@ -46,21 +46,21 @@ class Feature:
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """A value by name: a function's input, or an earlier operation's output."""
+    """Reference to a value by name: an input of the function, or an output of an earlier operation."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation; `inputs` has a Ref, a constant or a list of these for each parameter that is given."""
+    """One operation; `inputs` has a Ref, a constant, or a list of these by parameter name."""
 
     type: str
     name: str
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
-    output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" for what is no tensor
-    output_shapes: tuple[tuple[int, ...], ...]  # as the program declares them; a dimension that is not fixed is -1
+    output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" if not a tensor
+    output_shapes: tuple[tuple[int, ...], ...]  # as declared; -1 is a variable dimension
 
     def __str__(self) -> str:
         return f"{self.type} '{self.name}'"
@@ -68,34 +68,34 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A function of the program, its operations in the order of execution, constants apart."""
+    """A function of the program: operations in order of execution, and constants."""
 
     name: str
-    opset: str  # CoreML5 is iOS15's, CoreML6 iOS16's, …
+    opset: str  # CoreML5 for iOS15, CoreML6 for iOS16, …
     inputs: Mapping[str, str]  # name to data type
-    input_shapes: Mapping[str, tuple[int, ...]]  # a dimension that is not fixed is -1
+    input_shapes: Mapping[str, tuple[int, ...]]  # -1 is a variable dimension
     constants: Mapping[str, Any]
-    encodings: Mapping[str, tuple[str, ...]]  # compressed constants to the constexpr operations that decode them
+    encodings: Mapping[str, tuple[str, ...]]  # name of a compressed constant to the constexpr operations that decode it
     operations: tuple[Operation, ...]
     outputs: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """What the evaluator needs of a package."""
+    """Interface, function and metadata of a package."""
 
     inputs: Mapping[str, Feature]
     outputs: Mapping[str, Feature]
     function: Function
-    predicted: str  # the output with a classifier's class, "" of others
+    predicted: str  # name of a classifier's class label output, "" for other models
     metadata: Mapping[str, str]  # user-defined
 
 
-def read_package(path: Path, function_name: str | None = None) -> Package:
-    """One function of a package, the default one unless named.
+def read_package(path: str | os.PathLike[str], function_name: str | None = None) -> Package:
+    """A package with one of its functions, by default the default function.
 
-    Raises PackageError where there is no such package or function, or it is damaged;
-    UnsupportedError where it has parts that are not implemented.
+    Raises PackageError if the package or function is missing or damaged, UnsupportedError if it has
+    parts that are not implemented.
     """
     specification = read_specification(path)
     functions = specification.mlProgram.functions
@@ -107,13 +107,15 @@ def read_package(path: Path, function_name: str | None = None) -> Package:
             f"package {path}: expected a function called {name}, got {', '.join(names) or 'none'}; choose one of these"
         )
     features = next((entry for entry in description.functions if entry.name == name), description)
-    weights = Weights(path.joinpath(*MODEL_DIRECTORY))
+    weights = Weights(Path(path, *MODEL_DIRECTORY))
     try:
         function = _read_function(name, functions[name], weights)
     except PackageError as error:
         raise type(error)(f"package {path}: {error}") from None
-    except (ValueError, IndexError) as error:  # a part that is always there is not
-        raise PackageError(f"package {path}: expected a whole program, got {error}; convert or copy it again") from None
+    except (ValueError, IndexError) as error:  # a required part is missing
+        raise PackageError(
+            f"package {path}: expected a complete program, got {error}; convert or copy it again"
+        ) from None
     return Package(
         {feature.name: _read_feature(feature) for feature in features.input},
         {feature.name: _read_feature(feature) for feature in features.output},
@@ -123,8 +125,9 @@ def read_package(path: Path, function_name: str | None = None) -> Package:
     )
 
 
-def read_specification(path: Path) -> Any:
-    """A package's Model protobuf; raises PackageError where there is none with an ML Program."""
+def read_specification(path: str | os.PathLike[str]) -> Any:
+    """A package's Model protobuf; raises PackageError if it is missing, damaged or not an ML Program."""
+    path = Path(path)
     if not path.exists():
         raise PackageError(f"package {path}: expected a .mlpackage directory, got nothing there; check the path")
     try:
@@ -132,10 +135,10 @@ def read_specification(path: Path) -> Any:
         if program.is_file() and program.stat().st_size > MAX_SPECIFICATION_BYTES:
             raise ValueError(f"a specification of {program.stat().st_size} bytes")
         specification = ct.utils.load_spec(str(path))
-    except Exception as error:  # coremltools passes on whatever its C++ parts and protobuf raise
+    except Exception as error:  # coremltools passes on errors of its C++ code and protobuf
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise PackageError(
-            f"package {path}: expected a Core ML package, got a damaged or different thing ({reason}); "
+            f"package {path}: expected a Core ML package, got a damaged package or another file ({reason}); "
             "convert or copy it again"
         ) from None
     kind = specification.WhichOneof("Type")
@@ -151,7 +154,7 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
     block = function.block_specializations.get(function.opset)
     if block is None:
         raise PackageError(f"function {name}: expected a block for {function.opset}, got none; the package is damaged")
-    constants: dict[str, Any] = {}  # numbers as numpy arrays, as stored
+    constants: dict[str, Any] = {}  # numbers as numpy arrays of the stored type
     encodings: dict[str, tuple[str, ...]] = {}
     operations = []
     for entry in block.operations:
@@ -181,7 +184,7 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
 
 
 def references(operation: Operation) -> Iterator[Ref]:
-    """The values an operation reads by name."""
+    """References among the arguments of an operation."""
     for argument in operation.inputs.values():
         for binding in argument if isinstance(argument, list) else [argument]:
             if isinstance(binding, Ref):
@@ -189,11 +192,8 @@ def references(operation: Operation) -> Iterator[Ref]:
 
 
 def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    # iOS16 keeps them in attributes, iOS18 in inputs
-    arguments: dict[str, Any] = {}
-    for name, value in entry.attributes.items():
-        if name != "name":
-            arguments[name] = _stored(value, weights)
+    # attributes in iOS16, inputs in iOS18
+    arguments = {name: _stored(value, weights) for name, value in entry.attributes.items() if name != "name"}
     for name, argument in entry.inputs.items():
         (binding,) = argument.arguments
         if binding.WhichOneof("binding") == "value":
@@ -206,14 +206,14 @@ def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]
 
 
 def _decoders(entry: Any, encodings: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """A constexpr operation's type, after those of the ones it reads: joint forms of compression are chains."""
+    """Types of a chain of constexpr operations (joint compression) that ends with this one."""
     names = [binding.name for argument in entry.inputs.values() for binding in argument.arguments]
     before = dict.fromkeys(kind for name in names for kind in encodings.get(name, ()))
     return (*before, entry.type)
 
 
 def _stored(value: Any, weights: Weights) -> Any:
-    """A constant as the package has it: a numpy array of numbers, a text or a list."""
+    """A constant of the stored type: a numpy array, a str or a list."""
     return decode_array(value, weights) if is_numeric(value) else decode(value, weights)
 
 

@@ -459,7 +459,7 @@ def test_packages_that_are_none(photos: list[Path], tmp_path: Path, capsys: pyte
             [str(tmp_path / "no.mlpackage"), str(photos[0])],
             "expected a .mlpackage directory, got nothing there; check the path",
         ),
-        ([str(tmp_path), str(photos[0])], "expected a Core ML package, got a damaged or different thing ("),
+        ([str(tmp_path), str(photos[0])], "expected a Core ML package, got a damaged package or another file ("),
         ([str(tmp_path)], "the following arguments are required: IMAGE; see --help"),
     ):
         assert message in fails(arguments, capsys)

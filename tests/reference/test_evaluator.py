@@ -222,7 +222,7 @@ NAN = np.full((1, 3, 16, 20), np.nan)
             "input x: expected an array of shape (1, 3, 16, 20), got (3, 16, 20); reshape it",
         ),
         ("array", {"x": "text"}, "input x: expected an array of numbers, got str"),
-        ("array", {"x": NAN}, "input x: expected numbers, got NaN; check where it comes from"),
+        ("array", {"x": NAN}, "input x: expected numbers, got NaN; check the array"),
         ("rgb", {"x": np.zeros((16, 20, 3))}, "input x: expected a PIL image, got ndarray; the package takes images"),
         (
             "rgb",
@@ -267,10 +267,10 @@ def copy(package: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def test_no_package_at_all(tmp_path: Path) -> None:
     assert refusal(tmp_path / "x") == "expected a .mlpackage directory, got nothing there; check the path"
-    assert refusal(tmp_path).startswith("expected a Core ML package, got a damaged or different thing (")
+    assert refusal(tmp_path).startswith("expected a Core ML package, got a damaged package or another file (")
     (tmp_path / "x.mlpackage").write_text("hello")
     assert refusal(tmp_path / "x.mlpackage").startswith(
-        "expected a Core ML package, got a damaged or different thing ("
+        "expected a Core ML package, got a damaged package or another file ("
     )
 
 

@@ -1,13 +1,15 @@
-"""The operations of MIL, one small function each, with the specification's names for its parameters.
+"""MIL operations, each a small function with the parameter names of the specification.
 
-A parameter's annotation says what it is given: a Tensor is a value of the program; int, float, bool,
-str and tuples of int or bool are what such a value holds, taken out once where it is a constant.
-Arithmetic is torch's in float32; rounding to fp16 is the evaluator's business.
+A parameter annotated Tensor takes a value of the program; int, float, bool, str and tuples of int or
+bool take the contents of a value, converted once if it is constant. Arithmetic is float32 in torch;
+the evaluator rounds to fp16.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from mobilevit_coreml.reference.ops import (
     activation,
@@ -21,55 +23,43 @@ from mobilevit_coreml.reference.ops import (
     shape,
 )
 
+_MODULES = (convolution, normalization, activation, elementwise, reduction, linear, shape, indexing, resizing)
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def operation(x: Tensor) -> Tensor:
+        return function(x)
+
+    return operation
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def operation(x: Tensor, y: Tensor) -> Tensor:
+        return function(x, y)
+
+    return operation
+
+
+def _reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Callable[..., Tensor]:
+    def operation(x: Tensor, axes: tuple[int, ...] = (), keep_dims: bool = False) -> Tensor:
+        return function(x, axes or tuple(range(x.dim())), keep_dims)
+
+    return operation
+
+
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    name: function
-    for module in (convolution, normalization, activation, elementwise, reduction, linear, shape, indexing, resizing)
-    for name, function in vars(module).items()
-    if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    **{name: _unary(function) for name, function in elementwise.UNARY.items()},
+    **{name: _binary(function) for name, function in elementwise.BINARY.items()},
+    **{name: _reduction(function) for name, function in reduction.REDUCTIONS.items()},
+    **{
+        name: function
+        for module in _MODULES
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    },
 }
 
-# Operations that only move, choose or compare values: what they put out was rounded when it came in.
-EXACT = frozenset(
-    [
-        "band_part",
-        "batch_to_space",
-        "concat",
-        "crop",
-        "depth_to_space",
-        "expand_dims",
-        "fill_like",
-        "flatten2d",
-        "gather",
-        "gather_along_axis",
-        "gather_nd",
-        "identity",
-        "max_pool",
-        "maximum",
-        "minimum",
-        "pad",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "reduce_max",
-        "reduce_min",
-        "relu",
-        "reshape",
-        "reshape_like",
-        "resize_nearest_neighbor",
-        "reverse",
-        "reverse_sequence",
-        "select",
-        "slice_by_index",
-        "slice_by_size",
-        "slice_update",
-        "sliding_windows",
-        "space_to_batch",
-        "space_to_depth",
-        "split",
-        "squeeze",
-        "stack",
-        "tile",
-        "topk",
-        "transpose",
-        "upsample_nearest_neighbor",
-    ]
-)
+# Operations that move, select or compare values; their fp16 results need no rounding.
+EXACT = {name for name, function in OPERATIONS.items() if function.__module__ == shape.__name__} - {"range_1d"}
+EXACT |= {"crop", "gather", "gather_along_axis", "gather_nd", "identity", "max_pool", "maximum", "minimum", "relu"}
+EXACT |= {"reduce_max", "reduce_min", "resize_nearest_neighbor", "select", "topk", "upsample_nearest_neighbor"}

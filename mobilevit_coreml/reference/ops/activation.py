@@ -1,4 +1,4 @@
-"""Activations."""
+"""Activation functions with parameters; those without are in `elementwise.UNARY`."""
 
 import torch
 import torch.nn.functional as F
@@ -34,50 +34,26 @@ def linear_activation(x: Tensor, alpha: float, beta: float = 0.0) -> Tensor:
 
 
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
-    """alpha: one slope a channel, dimension 1."""
+    """alpha: (C,), C is dimension 1 of x."""
     return F.prelu(x, alpha)
-
-
-def relu(x: Tensor) -> Tensor:
-    return F.relu(x)
-
-
-def relu6(x: Tensor) -> Tensor:
-    return F.relu6(x)
 
 
 def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     return alpha * torch.tanh(beta * x)
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    return torch.sigmoid(x)
-
-
 def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     return (alpha * x + beta).clamp(0, 1)
-
-
-def silu(x: Tensor) -> Tensor:
-    return F.silu(x)
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)
 
 
-def softplus(x: Tensor) -> Tensor:
-    return F.softplus(x)
-
-
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """alpha, beta: one each a channel, dimension 1."""
+    """alpha, beta: (C,), C is dimension 1 of x."""
     shape = (1, -1, *[1] * (x.dim() - 2))
     return alpha.view(shape) * F.softplus(beta.view(shape) * x)
-
-
-def softsign(x: Tensor) -> Tensor:
-    return F.softsign(x)
 
 
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convolutions and pooling."""
+"""Convolution and pooling. Shapes: N batch, C channels, *D spatial dimensions, *K kernel."""
 
 import math
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def conv_transpose(
     dilations: Ints = (),
     groups: int = 1,
 ) -> Tensor:
-    """x: (N, C_in, *D), weight: (C_in, C_out/groups, *K); the full result, cut by the padding."""
+    """x: (N, C_in, *D), weight: (C_in, C_out/groups, *K). The unpadded result, cropped to the output size."""
     dims = x.dim() - 2
     strides, dilations = strides or (1,) * dims, dilations or (1,) * dims
     full = _CONV_TRANSPOSE[dims](x, weight, bias, strides, 0, 0, groups, dilations)
@@ -63,33 +63,28 @@ def conv_transpose(
         before = list(pad[::2])
         sizes = [size - pad[2 * i] - pad[2 * i + 1] for i, size in enumerate(sizes)]
     elif pad_type in ("same", "same_lower"):
-        wanted = list(output_shape[2:]) or [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
-        surplus = [max(size - want, 0) for size, want in zip(sizes, wanted, strict=True)]
-        before = [(total + (pad_type == "same_lower")) // 2 for total in surplus]
-        sizes = wanted
+        target = list(output_shape[2:]) or [size * stride for size, stride in zip(x.shape[2:], strides, strict=True)]
+        excess = [max(size - goal, 0) for size, goal in zip(sizes, target, strict=True)]
+        before = [(total + (pad_type == "same_lower")) // 2 for total in excess]
+        sizes = target
     elif pad_type != "valid":
-        raise UnsupportedError(f"pad_type: expected valid, same, same_lower or custom, got {pad_type!r}")
+        raise _unknown_pad_type(pad_type)
     if output_shape:
         sizes = list(output_shape[2:])
     for axis, (start, size) in enumerate(zip(before, sizes, strict=True), start=2):
         missing = start + size - full.shape[axis]
-        if missing > 0:  # rows past the last input's reach hold the bias alone
-            full = _extend(full, axis, missing, bias)
+        if missing > 0:  # outputs beyond the reach of the last input are the bias alone
+            shape = [*full.shape[:axis], missing, *full.shape[axis + 1 :]]
+            edge = torch.zeros(shape) if bias is None else bias.view(1, -1, *[1] * dims).expand(shape)
+            full = torch.cat([full, edge], dim=axis)
         full = full.narrow(axis, start, size)
     return full
-
-
-def _extend(x: Tensor, axis: int, count: int, bias: Tensor | None) -> Tensor:
-    shape = list(x.shape)
-    shape[axis] = count
-    filling = torch.zeros(shape) if bias is None else bias.view(1, -1, *[1] * (x.dim() - 2)).expand(shape)
-    return torch.cat([x, filling], dim=axis)
 
 
 def max_pool(
     x: Tensor, kernel_sizes: Ints, strides: Ints = (), pad_type: str = "valid", pad: Ints = (), ceil_mode: bool = False
 ) -> Tensor:
-    """x: (N, C, *D); padding never wins."""
+    """x: (N, C, *D), padded with -inf."""
     strides = strides or (1,) * len(kernel_sizes)
     x, _, _ = _pool_padded(x, kernel_sizes, strides, pad_type, pad, ceil_mode, value=-math.inf)
     return _MAX_POOL[len(kernel_sizes)](x, kernel_sizes, strides)
@@ -104,7 +99,7 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """x: (N, C, *D); padding counts as zeros unless excluded, what ceil_mode adds beyond it never does."""
+    """x: (N, C, *D). Padding counts as zeros unless excluded; the rows that ceil_mode adds never count."""
     strides = strides or (1,) * len(kernel_sizes)
     padded, before, after = _pool_padded(x, kernel_sizes, strides, pad_type, pad, ceil_mode, value=0.0)
     counted = torch.ones(x.shape[2:])
@@ -120,7 +115,7 @@ def avg_pool(
 def l2_pool(
     x: Tensor, kernel_sizes: Ints, strides: Ints = (), pad_type: str = "valid", pad: Ints = (), ceil_mode: bool = False
 ) -> Tensor:
-    """x: (N, C, *D); the root of the sum of squares."""
+    """x: (N, C, *D). Square root of the sum of squares."""
     strides = strides or (1,) * len(kernel_sizes)
     x, _, _ = _pool_padded(x, kernel_sizes, strides, pad_type, pad, ceil_mode, value=0.0)
     return _window_sum(x * x, kernel_sizes, strides).sqrt()
@@ -134,10 +129,10 @@ def _window_sum(x: Tensor, kernel: Ints, strides: Ints) -> Tensor:
 def _pool_padded(
     x: Tensor, kernel: Ints, strides: Ints, pad_type: str, pad: Ints, ceil_mode: bool, value: float
 ) -> tuple[Tensor, list[int], list[int]]:
-    """x with its padding in place, and the padding before and after each dimension.
+    """x padded with `value`, and the padding before and after each dimension.
 
-    With ceil_mode, rows are added past the end so that a last partial window fits; a window that
-    would start in the padding after the end is dropped.
+    ceil_mode pads the end so that a last partial window fits; a window that would start in the
+    padding at the end is dropped.
     """
     edges = _edges(x.shape[2:], kernel, strides, pad_type, pad)
     before, after = [edge[0] for edge in edges], [edge[1] for edge in edges]
@@ -156,7 +151,7 @@ def _pool_padded(
 
 
 def _padded(x: Tensor, kernel: Ints, strides: Ints, pad_type: str, pad: Ints, value: float) -> tuple[Tensor, Ints]:
-    """x and the symmetric padding torch can do itself, or x padded and none."""
+    """x and the symmetric padding for torch's convolution, or x padded asymmetrically and no padding."""
     edges = _edges(x.shape[2:], kernel, strides, pad_type, pad)
     if all(start == end for start, end in edges):
         return x, tuple(start for start, _ in edges)
@@ -178,9 +173,13 @@ def _edges(sizes: Ints, kernel: Ints, strides: Ints, pad_type: str, pad: Ints) -
         if pad_type == "same":
             return [(total // 2, total - total // 2) for total in totals]
         return [(total - total // 2, total // 2) for total in totals]
-    raise UnsupportedError(f"pad_type: expected valid, same, same_lower or custom, got {pad_type!r}")
+    raise _unknown_pad_type(pad_type)
+
+
+def _unknown_pad_type(pad_type: str) -> UnsupportedError:
+    return UnsupportedError(f"pad_type: expected valid, same, same_lower or custom, got {pad_type!r}")
 
 
 def _flat(edges: list[tuple[int, int]]) -> list[int]:
-    """As F.pad takes them: last dimension first."""
+    """Padding in the order of F.pad: last dimension first."""
     return [amount for edge in reversed(edges) for amount in edge]

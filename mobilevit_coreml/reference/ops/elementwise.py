@@ -1,38 +1,76 @@
-"""Operations on each element alone, and on pairs of elements with broadcasting."""
+"""Element-wise operations."""
 
-import builtins
 import math
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_coreml.errors import UnsupportedError
 
-# One value.
+# Operations of one parameter, `x`.
+UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs,
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
+    "ceil": torch.ceil,
+    "cos": torch.cos,
+    "cosh": torch.cosh,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "exp2": lambda x: torch.exp2(x).to(x.dtype),  # of integers the integer part
+    "floor": torch.floor,
+    "identity": lambda x: x,
+    "logical_not": torch.logical_not,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "round": torch.round,  # halves to even
+    "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "sinh": torch.sinh,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "tan": torch.tan,
+    "tanh": torch.tanh,
+}
+
+# Operations of two parameters, `x` and `y`, broadcast.
+BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "equal": torch.eq,
+    "floor_div": torch.floor_divide,
+    "greater": torch.gt,
+    "greater_equal": torch.ge,
+    "less": torch.lt,
+    "less_equal": torch.le,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "mod": torch.remainder,  # the sign of y
+    "mul": torch.mul,
+    "not_equal": torch.ne,
+    "pow": torch.pow,
+    "sub": torch.sub,
+}
 
 
-def abs(x: Tensor) -> Tensor:
-    return x.abs()
-
-
-def acos(x: Tensor) -> Tensor:
-    return x.acos()
-
-
-def asin(x: Tensor) -> Tensor:
-    return x.asin()
-
-
-def atan(x: Tensor) -> Tensor:
-    return x.atan()
-
-
-def atanh(x: Tensor) -> Tensor:
-    return x.atanh()
+def real_div(x: Tensor, y: Tensor) -> Tensor:
+    """Quotient; of two integers its integer part."""
+    is_real = x.is_floating_point() or y.is_floating_point()
+    return x / y if is_real else torch.div(x, y, rounding_mode="trunc")
 
 
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """To fp16, fp32, an integer type or bool; a fraction is dropped."""
+    """Conversion to fp16, fp32, an integer type or bool, rounding towards zero."""
     types = {"fp16": torch.float32, "fp32": torch.float32, "bool": torch.bool, "int64": torch.int64}
     types |= dict.fromkeys(("int32", "int16", "uint16", "int8", "uint8", "uint32"), torch.int32)
     if dtype not in types:
@@ -40,41 +78,8 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.to(types[dtype])
 
 
-def ceil(x: Tensor) -> Tensor:
-    return x.ceil()
-
-
 def clip(x: Tensor, alpha: float = -math.inf, beta: float = math.inf) -> Tensor:
     return x.clamp(alpha, beta)
-
-
-def cos(x: Tensor) -> Tensor:
-    return x.cos()
-
-
-def cosh(x: Tensor) -> Tensor:
-    return x.cosh()
-
-
-def erf(x: Tensor) -> Tensor:
-    return x.erf()
-
-
-def exp(x: Tensor) -> Tensor:
-    return x.exp()
-
-
-def exp2(x: Tensor) -> Tensor:
-    """Of integers the integer part."""
-    return x.exp2().to(x.dtype)
-
-
-def floor(x: Tensor) -> Tensor:
-    return x.floor()
-
-
-def identity(x: Tensor) -> Tensor:
-    return x
 
 
 def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
@@ -85,130 +90,12 @@ def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
     return (x + epsilon).log()
 
 
-def logical_not(x: Tensor) -> Tensor:
-    return x.logical_not()
-
-
-def round(x: Tensor) -> Tensor:
-    """To the nearest integer, halves to the even one."""
-    return x.round()
-
-
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     return (x + epsilon).rsqrt()
 
 
-def sign(x: Tensor) -> Tensor:
-    return x.sign()
-
-
-def sin(x: Tensor) -> Tensor:
-    return x.sin()
-
-
-def sinh(x: Tensor) -> Tensor:
-    return x.sinh()
-
-
-def sqrt(x: Tensor) -> Tensor:
-    return x.sqrt()
-
-
-def square(x: Tensor) -> Tensor:
-    return x * x
-
-
-def tan(x: Tensor) -> Tensor:
-    return x.tan()
-
-
-def tanh(x: Tensor) -> Tensor:
-    return x.tanh()
-
-
 def threshold(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.maximum(x, alpha)
-
-
-# Two values.
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    return x + y
-
-
-def equal(x: Tensor, y: Tensor) -> Tensor:
-    return x == y
-
-
-def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    return torch.floor_divide(x, y)
-
-
-def greater(x: Tensor, y: Tensor) -> Tensor:
-    return x > y
-
-
-def greater_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x >= y
-
-
-def less(x: Tensor, y: Tensor) -> Tensor:
-    return x < y
-
-
-def less_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x <= y
-
-
-def logical_and(x: Tensor, y: Tensor) -> Tensor:
-    return x.logical_and(y)
-
-
-def logical_or(x: Tensor, y: Tensor) -> Tensor:
-    return x.logical_or(y)
-
-
-def logical_xor(x: Tensor, y: Tensor) -> Tensor:
-    return x.logical_xor(y)
-
-
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x, y)
-
-
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(x, y)
-
-
-def mod(x: Tensor, y: Tensor) -> Tensor:
-    """The remainder with the sign of y."""
-    return torch.remainder(x, y)
-
-
-def mul(x: Tensor, y: Tensor) -> Tensor:
-    return x * y
-
-
-def not_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x != y
-
-
-def pow(x: Tensor, y: Tensor) -> Tensor:
-    return x.pow(y)
-
-
-def real_div(x: Tensor, y: Tensor) -> Tensor:
-    """The quotient; of two integers its integer part."""
-    is_real = x.is_floating_point() or y.is_floating_point()
-    return x / y if is_real else torch.div(x, y, rounding_mode="trunc")
-
-
-def sub(x: Tensor, y: Tensor) -> Tensor:
-    return x - y
-
-
-# More.
 
 
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -222,18 +109,17 @@ def quantize(
     low, high = {"int8": (-128, 127), "uint8": (0, 255)}.get(output_dtype, (0, 0))
     if not high:
         raise UnsupportedError(f"output_dtype: expected int8 or uint8, got {output_dtype!r}")
-    shape = _along(input, axis)
-    offset = 0 if zero_point is None else zero_point.view(shape if zero_point.dim() else ())
-    rounded = (input / scale.view(shape if scale.dim() else ())).round() + offset
-    return rounded.clamp(low, high).to(torch.int32)
+    offset = 0 if zero_point is None else _along(zero_point, input, axis)
+    return ((input / _along(scale, input, axis)).round() + offset).clamp(low, high).to(torch.int32)
 
 
 def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int | None = None) -> Tensor:
     """(input - zero_point) * scale."""
-    shape = _along(input, axis)
-    offset = 0 if zero_point is None else zero_point.view(shape if zero_point.dim() else ())
-    return (input - offset) * scale.view(shape if scale.dim() else ())
+    offset = 0 if zero_point is None else _along(zero_point, input, axis)
+    return (input - offset) * _along(scale, input, axis)
 
 
-def _along(x: Tensor, axis: int | None) -> list[int]:
-    return [-1 if axis is not None and i == axis % x.dim() else 1 for i in builtins.range(x.dim())]
+def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """A scalar, or a vector along an axis of x, in a shape that broadcasts with x."""
+    shape = [-1 if axis is not None and i == axis % x.dim() else 1 for i in range(x.dim())]
+    return values.view(shape if values.dim() else ())

@@ -1,4 +1,4 @@
-"""Products of matrices."""
+"""Matrix products and attention."""
 
 import math
 
@@ -13,7 +13,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """Batched with broadcasting; the last two dimensions are transposed first where asked for."""
+    """Batched matrix product with broadcasting; transpose_x and transpose_y swap the last two dimensions."""
     if transpose_x and x.dim() > 1:
         x = x.transpose(-1, -2)
     if transpose_y and y.dim() > 1:
@@ -22,12 +22,11 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 
 
 def einsum(values: list[Tensor], equation: str) -> Tensor:
-    """Of two tensors, in the equation's notation."""
     return torch.einsum(equation, *values)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(E) + mask) V; a mask of booleans says what takes part."""
+    """softmax(Q K^T / sqrt(E) + mask) V; a boolean mask is True for the keys to attend to."""
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask

@@ -1,4 +1,4 @@
-"""Normalizations."""
+"""Normalization. Shapes: N batch, C channels, *D spatial dimensions."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,40 +14,39 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """x: (N, C, *D), statistics (C,)."""
+    """x: (N, C, *D); mean, variance, gamma, beta: (C,)."""
     return F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
 
 
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
-    """x: (N, C, *D), over D."""
-    return _affine(_normed(x, tuple(range(2, x.dim())), epsilon), [-1] + [1] * (x.dim() - 2), gamma, beta)
+    """x: (N, C, *D), normalized over D."""
+    return _affine(_standardized(x, tuple(range(2, x.dim())), epsilon), [-1] + [1] * (x.dim() - 2), gamma, beta)
 
 
 def layer_norm(
     x: Tensor, axes: Ints = (), gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
-    """Over `axes`, all where none are given; gamma and beta have the shape of these axes."""
+    """Normalized over `axes`, all axes if empty; gamma and beta have the shape of these axes."""
     rank = x.dim()
     axes = tuple(sorted(axis % rank for axis in axes)) or tuple(range(rank))
     shape = [x.shape[axis] for axis in axes]
     if axes == tuple(range(rank - len(axes), rank)):
         return F.layer_norm(x, shape, gamma, beta, epsilon)
-    return _affine(
-        _normed(x, axes, epsilon), [size if axis in axes else 1 for axis, size in enumerate(x.shape)], gamma, beta
-    )
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    return _affine(_standardized(x, axes, epsilon), shape, gamma, beta)
 
 
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Divided by the root of the sum of squares over the last three dimensions, plus epsilon."""
+    """x / sqrt(sum of squares + epsilon), summed over the last three dimensions."""
     return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """x: (N, C, *D), across neighbouring channels."""
+    """x: (N, C, *D), normalized over `size` neighbouring channels."""
     return F.local_response_norm(x, size, alpha, beta, k)
 
 
-def _normed(x: Tensor, axes: Ints, epsilon: float) -> Tensor:
+def _standardized(x: Tensor, axes: Ints, epsilon: float) -> Tensor:
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
 

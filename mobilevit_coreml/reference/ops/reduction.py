@@ -1,7 +1,6 @@
-"""Reductions over axes, all of them where none are given, and running sums.
+"""Reductions and cumulative sums. Results of integers are integers, rounded towards zero."""
 
-Of integers all are integers, the integer part where there is another.
-"""
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,66 +10,41 @@ from mobilevit_coreml.errors import UnsupportedError
 Ints = tuple[int, ...]
 
 
-def _axes(x: Tensor, axes: Ints) -> Ints:
-    return axes or tuple(range(x.dim()))
-
-
-def reduce_l1_norm(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.abs().sum(_axes(x, axes), keepdim=keep_dims, dtype=x.dtype)
-
-
-def reduce_l2_norm(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.float().square().sum(_axes(x, axes), keepdim=keep_dims).sqrt().to(x.dtype)
-
-
-def reduce_log_sum(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.sum(_axes(x, axes), keepdim=keep_dims).log().to(x.dtype)
-
-
-def reduce_log_sum_exp(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return torch.logsumexp(x.float(), _axes(x, axes), keepdim=keep_dims).to(x.dtype)
-
-
-def reduce_max(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return torch.amax(x, _axes(x, axes), keepdim=keep_dims)
-
-
-def reduce_mean(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.float().mean(_axes(x, axes), keepdim=keep_dims).to(x.dtype)
-
-
-def reduce_min(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return torch.amin(x, _axes(x, axes), keepdim=keep_dims)
-
-
-def reduce_prod(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    for axis in sorted((axis % x.dim() for axis in _axes(x, axes)), reverse=True):
+def _product(x: Tensor, axes: Ints, keep_dims: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
         x = x.prod(axis, keepdim=keep_dims, dtype=x.dtype)
     return x
 
 
-def reduce_sum(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.sum(_axes(x, axes), keepdim=keep_dims, dtype=x.dtype)
-
-
-def reduce_sum_square(x: Tensor, axes: Ints = (), keep_dims: bool = False) -> Tensor:
-    return x.square().sum(_axes(x, axes), keepdim=keep_dims, dtype=x.dtype)
+# Operations of `x`, `axes` (all axes if empty) and `keep_dims`.
+REDUCTIONS: Mapping[str, Callable[[Tensor, Ints, bool], Tensor]] = {
+    "reduce_l1_norm": lambda x, axes, keep: x.abs().sum(axes, keep, dtype=x.dtype),
+    "reduce_l2_norm": lambda x, axes, keep: x.float().square().sum(axes, keep).sqrt().to(x.dtype),
+    "reduce_log_sum": lambda x, axes, keep: x.sum(axes, keep).log().to(x.dtype),
+    "reduce_log_sum_exp": lambda x, axes, keep: torch.logsumexp(x.float(), axes, keep).to(x.dtype),
+    "reduce_max": torch.amax,
+    "reduce_mean": lambda x, axes, keep: x.float().mean(axes, keep).to(x.dtype),
+    "reduce_min": torch.amin,
+    "reduce_prod": _product,
+    "reduce_sum": lambda x, axes, keep: x.sum(axes, keep, dtype=x.dtype),
+    "reduce_sum_square": lambda x, axes, keep: x.square().sum(axes, keep, dtype=x.dtype),
+}
 
 
 def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
-    """Index of the first greatest value."""
+    """Index of the first maximum."""
     _check_index_type(output_dtype)
     return x.argmax(axis, keepdim=keep_dims).to(torch.int32)
 
 
 def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
-    """Index of the first least value."""
+    """Index of the first minimum."""
     _check_index_type(output_dtype)
     return x.argmin(axis, keepdim=keep_dims).to(torch.int32)
 
 
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    """Running sums along an axis, from the end with `reverse`, without the element itself with `exclusive`."""
+    """Cumulative sum along an axis, from the end if `reverse`, without the element itself if `exclusive`."""
     if reverse:
         x = x.flip(axis)
     if exclusive:

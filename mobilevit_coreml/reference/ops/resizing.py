@@ -1,4 +1,4 @@
-"""Resizing, cropping and resampling of the last two dimensions."""
+"""Resizing, cropping and resampling of the last two dimensions (height, width)."""
 
 import math
 
@@ -20,14 +20,14 @@ def upsample_bilinear(
     align_corners: bool = True,
     half_pixel_centers: bool | None = None,
 ) -> Tensor:
-    """By factors; without align_corners pixels are taken at their centres, unless half_pixel_centers says no."""
+    """By scale factors; without align_corners with half-pixel centres, unless half_pixel_centers is False."""
     size = _scaled(x, scale_factor_height, scale_factor_width)
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "DEFAULT" if half_pixel_centers is False else "UNALIGN_CORNERS"
     return _bilinear(x, size, mode)
 
 
 def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
-    """The source's pixel that begins at or before the target's, as torch's nearest has it."""
+    """By scale factors; source index floor(i * source size / target size), torch's `nearest`."""
     for axis, size in zip((-2, -1), _scaled(x, scale_factor_height, scale_factor_width), strict=True):
         x = x.index_select(axis, torch.arange(size) * x.shape[axis] // size)
     return x
@@ -40,20 +40,16 @@ def resize_bilinear(
 
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
-    """The source's pixel in which the target's centre lies: coremltools has it for TensorFlow's half_pixel_centers."""
+    """Source pixel that contains the centre of the target pixel: TensorFlow's half_pixel_centers, in coremltools."""
     for axis, size in ((-2, target_size_height), (-1, target_size_width)):
         x = x.index_select(axis, _nearest(x.shape[axis], size, "DEFAULT"))
     return x
 
 
 def resize(
-    x: Tensor,
-    shape: Ints,
-    resized_dims: int,
-    interpolation_mode: str = "LINEAR",
-    sampling_mode: str = "DEFAULT",
+    x: Tensor, shape: Ints, resized_dims: int, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
 ) -> Tensor:
-    """The last resized_dims dimensions to those of `shape`, where 0 keeps one (iOS17)."""
+    """The last resized_dims dimensions resized to `shape`; 0 keeps a dimension (iOS17)."""
     sizes = [size or old for size, old in zip(shape[-resized_dims:], x.shape[-resized_dims:], strict=True)]
     for axis, size in enumerate(sizes, start=x.dim() - resized_dims):
         if interpolation_mode == "NEAREST_NEIGHBOR":
@@ -68,7 +64,7 @@ def resize(
 
 
 def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
-    """Without the first and last rows and columns."""
+    """crop_height, crop_width: (before, after), pixels to remove."""
     (top, bottom), (left, right) = crop_height, crop_width
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
@@ -86,9 +82,9 @@ def crop_resize(
     box_indices: Tensor | None = None,
     pad_value: float = 0.0,
 ) -> Tensor:
-    """Boxes of x, each resized: iOS15 by `roi` (N, 1, 4 or 5, 1, 1), iOS17 by `boxes` (N, 4) and `box_indices`.
+    """Crops of x, each resized: iOS15 `roi` (N, 1, 4 or 5, 1, 1), iOS17 `boxes` (N, 4) and `box_indices`.
 
-    iOS15 returns (N, B or 1, C, h, w), iOS17 (N, C, h, w).
+    Returns (N, B or 1, C, h, w) for iOS15, (N, C, h, w) for iOS17.
     """
     indices: list[int] | None
     if boxes is not None:
@@ -126,14 +122,14 @@ def resample(
     size = torch.tensor([x.shape[3], x.shape[2]], dtype=torch.float32)
     points = coordinates.float()
     if coordinates_mode == "unnormalized":
-        places = points
+        positions = points
     elif coordinates_mode == "normalized_minus_one_to_one":
-        places = (points + 1) / 2 * (size - 1) if align_corners else ((points + 1) * size - 1) / 2
+        positions = (points + 1) / 2 * (size - 1) if align_corners else ((points + 1) * size - 1) / 2
     elif coordinates_mode == "normalized_zero_to_one":
-        places = points * (size - 1) if align_corners else points * size - 0.5
+        positions = points * (size - 1) if align_corners else points * size - 0.5
     else:
         raise UnsupportedError(f"coordinates_mode: got {coordinates_mode!r}, which is not implemented")
-    grid = 2 * places / (size - 1).clamp(min=1) - 1  # as torch has it with align_corners
+    grid = 2 * positions / (size - 1).clamp(min=1) - 1  # as grid_sample with align_corners takes it
     torch_padding = {"constant": "zeros", "border": "border", "reflection": "reflection"}.get(padding_mode)
     if torch_padding is None or sampling_mode not in ("bilinear", "nearest"):
         raise UnsupportedError(f"padding_mode {padding_mode!r}, sampling_mode {sampling_mode!r}: not implemented")
@@ -153,7 +149,7 @@ def affine(
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
-    """`resample` at the places a (N, 6) matrix maps the output's to."""
+    """`resample` at the output coordinates mapped by transform_matrix (N, 6)."""
     if coordinates_mode != "normalized_minus_one_to_one":
         raise UnsupportedError(f"coordinates_mode: expected normalized_minus_one_to_one, got {coordinates_mode!r}")
     matrices = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], -1, -1)
@@ -174,7 +170,7 @@ def _bilinear(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def _grid(size: float, target: int, mode: str) -> Tensor:
-    """Where the target's pixels lie among the source's, as the specification of resize_bilinear has it."""
+    """Source coordinates of the target pixels, by the specification of resize_bilinear."""
     index = torch.arange(target, dtype=torch.float64)
     if mode == "STRICT_ALIGN_CORNERS" or (mode == "ALIGN_CORNERS" and target > 1):
         grid = index * ((size - 1) / max(target - 1, 1))
@@ -193,18 +189,18 @@ def _grid(size: float, target: int, mode: str) -> Tensor:
 
 
 def _nearest(size: int, target: int, mode: str) -> Tensor:
-    if mode in ("DEFAULT", "UNALIGN_CORNERS"):  # by centres in both, as coremltools' tests on Core ML expect
+    if mode in ("DEFAULT", "UNALIGN_CORNERS"):  # pixel centres in both, as coremltools' tests on Core ML expect
         return (2 * torch.arange(target) + 1) * size // (2 * target)
     return (_grid(size, target, mode) + 0.5).floor().long().clamp(max=size - 1)
 
 
 def _box_grid(start: float, end: float, target: int, mode: str) -> Tensor:
-    """Where a box's pixels lie: those of a source that begins at `start`, backwards for a box that is."""
+    """Source coordinates of a crop from `start` to `end`, descending if end < start."""
     return start + math.copysign(1.0, end - start) * _grid(abs(end - start) + 1, target, mode)
 
 
 def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) -> Tensor:
-    """x at fractional places along an axis; places past an end take the edge's value, or `outside`."""
+    """Linear interpolation at fractional coordinates along an axis; beyond the ends the edge value, or `outside`."""
     size = x.shape[axis]
     inside = grid.clamp(0, size - 1)
     low = inside.floor().long()
@@ -218,7 +214,7 @@ def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) ->
 
 
 def _corners(box: list[float], mode: str) -> tuple[float, float, float, float]:
-    """(top, left, bottom, right)."""
+    """Box as (top, left, bottom, right)."""
     a, b, c, d = box
     if mode == "CORNERS_HEIGHT_FIRST":
         return a, b, c, d

@@ -1,4 +1,4 @@
-"""Operations that move, cut, join and repeat values without changing them."""
+"""Reshaping, slicing, padding, joining and repeating: operations that do not change values."""
 
 import math
 
@@ -13,14 +13,14 @@ Bools = tuple[bool, ...]
 
 
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """Zero outside a band around the diagonal of the last two dimensions; negative keeps that whole side."""
+    """Zeros outside a band around the diagonal of the last two dimensions; negative: all of that side is kept."""
     if upper >= 0:
         x = x.tril(upper)
     return x.triu(-lower) if lower >= 0 else x
 
 
 def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> Tensor:
-    """(N*b_h*b_w, C, H, W) -> (N, C, H*b_h - crops, W*b_w - crops), place within the block outermost."""
+    """(N*b_h*b_w, C, H, W) -> (N, C, H*b_h - crops, W*b_w - crops), position within the block outermost."""
     height, width = block_shape
     _, channels, rows, columns = x.shape
     blocks = x.reshape(height, width, -1, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
@@ -30,7 +30,6 @@ def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> 
 
 
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
-    """Along an axis; interleaved, element by element of equal tensors."""
     if not interleave:
         return torch.cat(values, axis)
     axis = axis % values[0].dim()
@@ -38,14 +37,14 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
 
 
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """(N, C*b*b, H, W) -> (N, C, H*b, W*b), channels innermost of a block's places."""
+    """(N, b*b*C, H, W) -> (N, C, H*b, W*b), channels innermost."""
     batch, channels, rows, columns = x.shape
     blocks = x.reshape(batch, block_size, block_size, -1, rows, columns).permute(0, 3, 4, 1, 5, 2)
     return blocks.reshape(batch, channels // block_size**2, rows * block_size, columns * block_size)
 
 
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
-    """A dimension of one at each of the axes of the result."""
+    """`axes` are those of the result."""
     rank = x.dim() + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
@@ -62,13 +61,13 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
 
 
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """The dimensions before the axis, and those from it on, each as one."""
+    """The dimensions before the axis flattened, and those from the axis on."""
     axis = axis + x.dim() if axis < 0 else axis
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """The last len(pad)/2 dimensions, (before, after) each."""
+    """`pad` has (before, after) of each of the last len(pad)/2 dimensions."""
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
     while pairs and pairs[0] == (0, 0):
         pairs = pairs[1:]
@@ -100,7 +99,7 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 
 
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """-1 is what is left; 0 keeps a dimension, counted from the right where the ranks differ (iOS17)."""
+    """-1 is inferred; 0 keeps a dimension, counted from the right if the ranks differ (iOS17)."""
     if 0 in shape:
         shift = x.dim() - len(shape)
         shape = tuple(size or (x.shape[axis + shift] if axis + shift >= 0 else 1) for axis, size in enumerate(shape))
@@ -108,7 +107,7 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
 
 
 def reshape_like(x: Tensor, ref_tensors: list[Tensor], begins: Ints, ends: Ints, end_masks: Bools) -> Tensor:
-    """To the dimensions begin to end of each reference tensor, one after the other."""
+    """To the concatenated dimensions [begin, end) of the reference tensors."""
     shape: list[int] = []
     for tensor, begin, end, to_end in zip(ref_tensors, begins, ends, end_masks, strict=True):
         shape += tensor.shape[begin:] if to_end else tensor.shape[begin:end]
@@ -120,7 +119,7 @@ def reverse(x: Tensor, axes: Ints = ()) -> Tensor:
 
 
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
-    """The first lengths[i] elements of slice i, backwards."""
+    """The first lengths[i] elements of slice i reversed."""
     parts = []
     for index, length in enumerate(lengths.tolist()):
         part = x.select(batch_axis, index).unsqueeze(batch_axis)
@@ -142,9 +141,12 @@ def slice_by_index(
     end_mask: Bools = (),
     squeeze_mask: Bools = (),
 ) -> Tensor:
-    """x[begin:end:stride, …]; a mask's True ignores begin or end, or takes the one index and drops the dimension."""
+    """x[begin:end:stride, …]; begin_mask and end_mask ignore begin and end, squeeze_mask takes x[begin]."""
     for axis, index in _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask):
-        x = x.narrow(axis, index.start, index.stop - index.start) if index.step == 1 else _strided(x, axis, index)
+        if index.step == 1:
+            x = x.narrow(axis, index.start, index.stop - index.start)
+        else:
+            x = x.index_select(axis, torch.arange(index.start, index.stop, index.step))
     return x.squeeze([axis for axis, drop in enumerate(squeeze_mask) if drop]) if any(squeeze_mask) else x
 
 
@@ -158,18 +160,18 @@ def slice_update(
     end_mask: Bools = (),
     squeeze_mask: Bools = (),
 ) -> Tensor:
-    """x with the slice that `slice_by_index` would take replaced."""
-    places = torch.arange(x.numel()).view(x.shape)
-    places = slice_by_index(places, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    """x with the slice that `slice_by_index` returns replaced by `update`."""
+    index = torch.arange(x.numel()).view(x.shape)
+    index = slice_by_index(index, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     result = x.clone().flatten()
-    result[places.flatten()] = update.broadcast_to(places.shape).flatten()
+    result[index.flatten()] = update.broadcast_to(index.shape).flatten()
     return result.view(x.shape)
 
 
 def _slices(
     x: Tensor, begin: Ints, end: Ints, stride: Ints, begin_mask: Bools, end_mask: Bools, squeeze_mask: Bools
 ) -> list[tuple[int, slice]]:
-    """The slice of each dimension that is cut, with start and stop within it."""
+    """(axis, slice) of each dimension that is not taken whole; start and stop are in range."""
     result = []
     for axis, size in enumerate(x.shape):
         step = stride[axis] if stride else 1
@@ -185,13 +187,8 @@ def _slices(
     return result
 
 
-def _strided(x: Tensor, axis: int, index: slice) -> Tensor:
-    places = torch.arange(index.start, index.stop, index.step)
-    return x.index_select(axis, places)
-
-
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """`size` elements from `begin` on; -1 is all that are left."""
+    """x[begin : begin + size]; size -1 is to the end."""
     for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
         start = start % x.shape[axis] if x.shape[axis] else 0
         x = x.narrow(axis, start, x.shape[axis] - start if count == -1 else count)
@@ -199,13 +196,13 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 
 
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
-    """All windows along an axis, the window's own dimension behind it."""
+    """All windows along an axis; the window is a new dimension after it."""
     axis = axis % x.dim()
     return x.unfold(axis, size, stride).movedim(-1, axis + 1)
 
 
 def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) -> Tensor:
-    """(N, C, H, W), padded with zeros -> (N*b_h*b_w, C, H/b_h, W/b_w), place within the block outermost."""
+    """(N, C, H, W), zero-padded -> (N*b_h*b_w, C, H/b_h, W/b_w), position within the block outermost."""
     height, width = block_shape
     top, bottom, left, right = paddings
     if any(paddings):
@@ -216,21 +213,17 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) 
 
 
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
-    """(N, C, H, W) -> (N, C*b*b, H/b, W/b), channels innermost of a block's places."""
+    """(N, C, H, W) -> (N, b*b*C, H/b, W/b), channels innermost."""
     batch, channels, rows, columns = x.shape
     blocks = x.reshape(batch, channels, rows // block_size, block_size, columns // block_size, block_size)
     return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows // block_size, columns // block_size)
 
 
 def split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Ints = ()) -> tuple[Tensor, ...]:
-    """Into parts of the sizes given, or of equal sizes."""
-    if split_sizes:
-        return x.split(list(split_sizes), axis)
-    return x.split(x.shape[axis] // num_splits, axis)
+    return x.split(list(split_sizes) or x.shape[axis] // num_splits, axis)
 
 
 def squeeze(x: Tensor, axes: Ints = ()) -> Tensor:
-    """Without the dimensions of one among the axes, or without all of them."""
     return x.squeeze(list(axes)) if axes else x.squeeze()
 
 
