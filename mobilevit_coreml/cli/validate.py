@@ -147,7 +147,8 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
 
 
 def _judge(values: argparse.Namespace) -> tuple[str, str]:
-    from mobilevit_coreml.validation.device import evaluate_device_results, summary
+    from mobilevit_coreml.report.device import summary
+    from mobilevit_coreml.validation.device import evaluate_device_results
 
     found = evaluate_device_results(values.against, values.golden, values.compute_units)
     return summary(found), found.verdict

@@ -24,18 +24,21 @@ from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.package.interface import CLASS_LABEL, CLASS_PROBABILITIES, POOLED, SEMANTIC_PREDICTIONS
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
+from mobilevit_coreml.report.device import summary
+from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.validation import golden
 from mobilevit_coreml.validation.core_ml import UNITS
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
-from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results, read_manifest, summary
+from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results, read_manifest
 from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
-from mobilevit_coreml.validation.golden import MANIFEST, RESULTS, SWIFT, swift_test, write_golden
+from mobilevit_coreml.validation.golden import swift_test, write_golden
+from mobilevit_coreml.validation.manifest import MANIFEST, RESULTS, SWIFT
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.run import digest_of
 from mobilevit_coreml.verification import default_gates
 from tests.validation.fault_injection import FAULTS, PACKAGES, drawn_weights
 
-TEMPLATE = Path(golden.__file__).with_name(SWIFT)
+TEMPLATE = shipped("validation/swift", "validate/swift") / SWIFT
 COUNT = 3
 Kind = tuple[Path, PackageRecord, Original, Mapping[str, list[LabelledImage]]]
 Kinds = Callable[[str], Kind]
@@ -474,7 +477,7 @@ def test_missing_pictures_do_not_pass(good: dict[str, Any], directories: Callabl
     del run_of(good, "all")["pictures"][1]
     found = judged(directories("classifier"), good, tmp_path)
     assert found.units["all"] == NOT_RUN
-    assert "only 2 of 3 pictures in the results" in summary(found)
+    assert "only 2 of 3 images in the results" in summary(found)
     run_of(good, "all")["pictures"] = []
     assert judged(directories("classifier"), good, tmp_path).units["all"] == NOT_RUN
 
@@ -494,7 +497,7 @@ def test_another_class_than_the_probabilities_say(
     run_of(good, "all")["pictures"][2]["label"] = "a class of my own"
     found = judged(directories("classifier"), good, tmp_path)
     assert found.units["all"] == FAIL
-    assert "picture 2: classLabel is 'a class of my own'" in summary(found)
+    assert "image 2: classLabel is 'a class of my own'" in summary(found)
 
 
 def test_the_devices_own_figures(good: dict[str, Any], directories: Callable[[str], Path], tmp_path: Path) -> None:
@@ -550,36 +553,37 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("schema", 2, "expected schema 1, got 2"),
     ("package", "0" * 64, "expected results of the package in the golden directory, .*…, got those of another, 0000"),
     ("manifest", "f" * 64, "expected results of this golden directory"),
-    ("package", 5, "results: expected package to be a text, got 5"),
-    ("device", [], "device: expected an object"),
-    ("device.model", None, "device: expected model to be a text, got None"),
-    ("device.simulator", "no", "expected simulator to be true or false"),
-    ("device.compute_devices", [1], "device, compute_devices: expected texts"),
-    ("runs", {}, "runs: expected a list"),
-    ("runs.0", 1, "run 0: expected an object, got 1"),
-    ("runs.0.units", "../../etc/passwd", "run 0, units: expected one of cpuOnly, .*, got '../../etc/passwd'"),
-    ("runs.0.units", ["cpuOnly"], "run 0, units: expected one of"),
+    ("package", 5, "results.package: expected a text, got 5"),
+    ("device", [], "results.device: expected an object"),
+    ("device.model", None, "device.model: expected a text, got None"),
+    ("device.simulator", "no", "device.simulator: expected true or false, got 'no'"),
+    ("device.compute_devices", [1], r"device.compute_devices\[0\]: expected a text, got 1"),
+    ("runs", {}, "results.runs: expected a list"),
+    ("runs.0", 1, r"runs\[0\]: expected an object, got 1"),
+    ("runs.0.units", "../../etc/passwd", r"runs\[0\].units: expected one of cpuOnly, .*, got '../../etc/passwd'"),
+    ("runs.0.units", ["cpuOnly"], r"runs\[0\].units: expected a text"),
     ("runs.0.units", "all", "expected one run of main on all, got two"),
-    ("runs.0.function", "../../etc/passwd", "run 0, function: expected one of main, got '../../etc/passwd'"),
-    ("runs.0.error", 5, "expected error to be a text"),
-    ("runs.0.pictures", "all", "cpuOnly, main, pictures: expected a list"),
-    ("runs.0.pictures.0.index", "../../etc/passwd", "index: expected 0 to 2, got '../../etc/passwd'"),
-    ("runs.0.pictures.0.index", 1, "expected picture 1 once, got it twice"),
-    ("runs.0.pictures.0.index", 10**30, "index: expected 0 to 2"),
-    ("runs.0.pictures.0.index", True, "index: expected 0 to 2, got True"),
-    ("runs.0.pictures.0.outputs", {}, "picture 0, classLabel_probs: expected base64 of 4000 bytes, got None"),
+    ("runs.0.function", "../../etc/passwd", r"runs\[0\].function: expected one of main, got '../../etc/passwd'"),
+    ("runs.0.error", 5, "error: expected a text, got 5"),
+    ("runs.0.pictures", "all", r"runs\[0\].pictures: expected a list"),
+    ("runs.0.pictures.0.index", "../../etc/passwd", "index: expected a whole number, got '../../etc/passwd'"),
+    ("runs.0.pictures.0.index", 1, "expected image 1 once, got it twice"),
+    ("runs.0.pictures.0.index", 10**30, "expected index 0 to 2"),
+    ("runs.0.pictures.0.index", True, "index: expected a whole number, got True"),
+    ("runs.0.pictures.0.outputs", {}, "image 0, classLabel_probs: expected 4000 bytes, got 0"),
     ("runs.0.pictures.0.outputs.classLabel_probs", "%%%", "expected base64 of a DEFLATE stream"),
     ("runs.0.pictures.0.outputs.classLabel_probs", "AAAA", "expected 4000 bytes, got 0"),
     ("runs.0.pictures.0.outputs.classLabel_probs", "////", "expected base64 of a DEFLATE stream"),
     ("runs.0.pictures.0.outputs.classLabel_probs", deflated(bytes(10**8)), "expected 4000 bytes, got 4001 or more"),
     ("runs.0.pictures.0.outputs.classLabel_probs", deflated(bytes(40)), "expected 4000 bytes, got 40"),
     ("runs.0.latency", 4, "latency: expected an object"),
-    ("runs.0.latency.median_ms", "fast", "latency, median_ms: expected a number, got 'fast'"),
+    ("runs.0.latency.median_ms", "fast", "latency.median_ms: expected a number, got 'fast'"),
     ("runs.0.latency.median_ms", -1, "expected times of 0 or more, got -1"),
     ("runs.0.latency.median_ms", "nan", "expected times of 0 or more"),
     ("runs.0.latency.median_ms", math.nan, "expected JSON, got NaN, which is no JSON"),
     ("runs.0.latency.median_ms", 10**400, "expected a number"),
-    ("runs.0.figures", {"snr": [[]]}, r"figure snr: expected a number, got \[\[\]\]"),
+    ("runs.0.figures", {"snr": [[]]}, r"figures.snr: expected a number, got \[\[\]\]"),
+    ("runs.0.colour", "red", "expected only units, function, .*, got 'colour'"),
     ("runs.0.pictures.0.label", "x" * 3_000_000, "expected at most .* bytes, got"),
 ]
 
@@ -606,7 +610,7 @@ def test_hostile_results_are_one_line(
         ("null", "results: expected an object, got None"),
         ("[" * 100_000, "expected JSON, got brackets nested too deep"),
         ("1" * 5000, "expected JSON, got"),
-        ('{"schema": 1}', "device: expected an object, got None"),
+        ('{"schema": 1}', "results: expected package, got none"),
     ],
 )
 def test_garbage_is_one_line(text: str, message: str, directories: Callable[[str], Path], tmp_path: Path) -> None:
@@ -633,17 +637,19 @@ def test_truncated_results_are_one_line(
     ("place", "value", "message"),
     [
         ("schema", 2, "expected mobilevit_coreml.golden of schema 1"),
-        ("functions", [], "functions: expected each once, and one at least"),
-        ("functions.0.name", "../..", "function: expected a name of letters"),
+        ("functions", [], "functions: expected one or more, each once"),
+        ("functions.0.name", "../..", r"functions\[0\]: expected a name of letters"),
         ("functions.0.pictures.0.file", "../../etc/passwd", "expected a file in pictures/main, got '../../etc/passwd'"),
         ("functions.0.pictures.0.logits", "reference/main/..", "expected a file in reference/main"),
         ("functions.0.pictures.0.expected", {CLASS_PROBABILITIES: "/etc/passwd"}, "expected a file in expected/main"),
-        ("functions.0.outputs.0.shape", [2**20, 2**20], "expected at most 268435456 values"),
+        ("functions.0.outputs.0.shape", [2**20, 2**20], "shape: expected 1 to 268435456 values"),
         ("functions.0.outputs.0.shape", [10], "main: expected the outputs of classification, got others"),
-        ("functions.0.outputs.0.name", "a/b", "output: expected a name of letters"),
-        ("compute_units", ["abacus"], "compute_units: expected one of cpuOnly"),
+        ("functions.0.outputs.0.name", "a/b", r"outputs\[0\]: expected a name of letters"),
+        ("compute_units", ["abacus"], "compute_units: expected some of cpuOnly"),
         ("classes", ["one"], "main: expected the outputs of classification, got others"),
-        ("gates.0.name", "speed", "gates, name: expected one of"),
+        ("gates.0.name", "speed", r"gates\[0\]: gate: expected one of snr, .*, got 'speed'"),
+        ("gates.0.at_least", False, r"gates\[0\]: gate: expected one of snr, .* with its unit, got 'snr'"),
+        ("warm_up", -1, "predictions: expected 0 to 1000000"),
     ],
 )
 def test_a_manifest_that_is_damaged(
