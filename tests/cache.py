@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from mobilevit_coreml.conversion import Conversion, convert
+from mobilevit_coreml.model import backbone
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ def once_per_run(factory: pytest.TempPathFactory, key: str, build: Callable[[Pat
 
 def convert_once(factory: pytest.TempPathFactory, *arguments: Any, verify: bool = False, **options: Any) -> Conversion:
     """`convert` with these arguments and a directory for output, once per run; not verified by default."""
-    key = repr((arguments, verify, sorted(options.items())))
+    depth = (backbone.DEPTHS, backbone.BLOCKS)  # the fixture `shallow` changes them
+    key = repr((arguments, verify, sorted(options.items()), depth))
     return once_per_run(
         factory,
         hashlib.sha256(key.encode()).hexdigest()[:16],

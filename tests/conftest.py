@@ -1,6 +1,8 @@
 """Fixtures more than one module needs. Everything is made here; nothing is fetched."""
 
+import gc
 import os
+import sys
 
 # Before anything imports torch: two threads that wait for each other on a busy machine cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +22,35 @@ from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import TASKS, MobileViTConfig
 from mobilevit_coreml.conversion import Conversion
-from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.model import ImageClassifier, backbone
 from tests.cache import convert_once, once_per_run
 from tests.peers import hugging_face_classifier
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make a conversion a third cheaper, without a change to the programs."""
+    gc.collect()
+    gc.freeze()  # all that is imported by now stays: a collection need not look at it again
+    if "coremltools" in sys.modules:
+        validate_programs_once()
+
+
+def validate_programs_once() -> None:
+    """Let coremltools validate a program after the last pass of a pipeline, not after each of about 115."""
+    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+    validate, apply_pipeline = Program.validate, PassPipelineManager.apply_pipeline
+
+    def apply(program: Any, pipeline: Any) -> None:
+        Program.validate = lambda *_, **__: None
+        try:
+            apply_pipeline(program, pipeline)
+        finally:
+            Program.validate = validate
+        program.validate()
+
+    PassPipelineManager.apply_pipeline = staticmethod(apply)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +76,16 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Conversion]:
     """`convert`, once per run for all workers: takes its arguments but `output`, does not verify unless asked to."""
     return partial(convert_once, tmp_path_factory)
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of one layer where MobileViT has two to four: half of the operations, half of a conversion's time.
+
+    For `untrained` weights in this process, where the depth does not matter.
+    """
+    for name in ("DEPTHS", "BLOCKS"):
+        monkeypatch.setattr(backbone, name, dict.fromkeys(getattr(backbone, name), 1))
 
 
 @pytest.fixture(scope="session")
