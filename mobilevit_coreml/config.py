@@ -1,6 +1,7 @@
-"""What a MobileViT looks like: its parameters, and the table of published variants."""
+"""The parameters of a MobileViT, and the table of published variants."""
 
 import dataclasses
+import enum
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +9,31 @@ from typing import Any
 from mobilevit_coreml.errors import ConfigError, LabelsError
 from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeholder_labels, voc_labels
 
-TASKS = CLASSIFICATION, SEGMENTATION, FEATURES = ("classification", "segmentation", "features")
+
+class Task(enum.StrEnum):
+    """The head on top of the backbone."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+    FEATURES = "features"
+
+
+class AttentionImplementation(enum.StrEnum):
+    """Implementations of the same attention, chosen at conversion."""
+
+    SPLIT_EINSUM = "split_einsum"  # one head at a time, documented by Apple for the Neural Engine
+    PACKED = "packed"  # all heads in one matmul: fewest operations
+
+
+class UnfoldImplementation(enum.StrEnum):
+    """Implementations of the same unfold and fold, chosen at conversion."""
+
+    SPACE_TO_BATCH = "space_to_batch"
+    PIXEL_SHUFFLE = "pixel_shuffle"
+
+
+CLASSIFICATION, SEGMENTATION, FEATURES = TASKS = tuple(Task)
 ACTIVATIONS = ("silu", "swish", "relu", "relu6", "gelu", "leaky_relu", "hardswish")
-ATTENTION_FORMS = ("split_einsum", "packed")  # chosen at conversion; they compute the same
-UNFOLD_FORMS = ("space_to_batch", "pixel_shuffle")  # likewise
 NECK_SIZES = 7  # stem, five stages, final expansion
 TRANSFORMER_STAGES = 3  # stages 3, 4 and 5
 MIN_IMAGE_SIDE = 32  # pixels; the network halves an image five times

@@ -1,31 +1,19 @@
 """From a checkpoint to a package, stage by stage: weights, model, compression, ML Program, disk, verification."""
 
+import contextlib
 import dataclasses
-import math
+import itertools
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml.cli.common import Stages
-from mobilevit_coreml.compression.budget import Budget
-from mobilevit_coreml.compression.formats import Format
-from mobilevit_coreml.config import ATTENTION_FORMS, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
+from mobilevit_coreml.compression.schemes import Budget, Compression
+from mobilevit_coreml.config import VARIANTS, Task
+from mobilevit_coreml.errors import ConversionError, OutputError, check_choice
 from mobilevit_coreml.labels import read_labels
-from mobilevit_coreml.options import (
-    TARGETS,
-    Size,
-    adapted,
-    check_choice,
-    check_outputs,
-    check_report,
-    check_scheme,
-    notices_of,
-    record_of,
-    scheme_of,
-    sized,
-    target_for,
-)
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.files import (
     check_free,
     check_output,
@@ -35,35 +23,38 @@ from mobilevit_coreml.package.files import (
     save,
     size_of,
 )
-from mobilevit_coreml.package.interface import OutputForm
 from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord
-from mobilevit_coreml.preprocessing import CHANNEL_ORDERS, Preprocessing
-from mobilevit_coreml.publish import publish, staging
+from mobilevit_coreml.prepare import make_record, notices_of, with_image_size, with_overrides
+from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.progress import Progress, silent
+from mobilevit_coreml.publish import check_file_free, publish, staging
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from mobilevit_coreml.checkpoints.load import Checkpoint
     from mobilevit_coreml.compression.plan import Plan
+    from mobilevit_coreml.metrics import Fidelity
     from mobilevit_coreml.model import Model
-    from mobilevit_coreml.verification import Fidelity
 
-PRECISIONS = ("fp16", "fp32")
-STAGES = ("weights", "model", "compress", "convert", "save", "verify")
-POOR = 20.0  # dB: below, a classifier changes its mind on one picture in some
-CALIBRATED = 24  # pictures at most
-TESTED = 24  # pictures at most, of a compressed package
-VIEWED = 120 * 256**2  # pixels of all crops to calibrate with
+REPORTS = (".html", ".json", ".png")
+MIN_IMAGES = 3  # two to calibrate with, one to test
+CALIBRATION_IMAGES = 24  # at most
+TEST_IMAGES = 24  # at most, of a compressed package
+CALIBRATION_PIXELS = 120 * 256**2  # of all crops to calibrate with
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a conversion made: the package, what it records, and what its user should be told.
+    """A finished conversion: the package, its record, and how it was verified.
 
-    `operations` are those of the ML Program's first function, constants not counted. `fidelity` is
-    whether each function computes what was put into it, and empty where nothing was verified;
-    `quality`, of a compressed package, how near that is to the weights as they were. `plan` is how the
-    weights were compressed.
+    `operations` are those of the ML Program's first function, constants not counted. `fidelity`, by function, is
+    of the package against PyTorch with the weights that were put into it, and empty where nothing was verified;
+    `quality`, of a compressed package, is against the weights as they were. `plan` is how the weights were
+    compressed. `notices` are sentences for the user.
     """
 
     path: Path
@@ -79,218 +70,157 @@ class Conversion:
 
     @property
     def passed(self) -> bool:
-        """Whether no verification failed."""
+        """True unless a verification failed."""
         return all(entry.passed for entry in (*self.fidelity.values(), *self.quality.values()))
 
 
 def convert(
-    weights: str = "auto",
+    weights: StrPath = "auto",
     variant: str | None = None,
+    options: ConversionOptions | None = None,
     *,
-    task: str | None = None,
-    precision: str = "fp16",
-    attention: str = "split_einsum",
-    unfold: str = "space_to_batch",
-    target: str | None = None,
-    image_sizes: Sequence[Size] = (),
-    include_crop: bool = False,
-    output_type: str | None = None,
-    output_size: str | None = None,
-    output_dtype: str | None = None,
-    hidden_states: bool = False,
-    labels: Path | None = None,
-    channel_order: str | None = None,
-    palettize: int | None = None,
-    group_size: int | None = None,
-    quantize: str | None = None,
-    prune: float | None = None,
-    max_size: int | None = None,
-    min_snr: float | None = None,
-    min_agreement: float | None = None,
-    output: Path | None = None,
+    output: StrPath | None = None,
     force: bool = False,
+    images: StrPath | None = None,
     verify: bool = True,
-    images: Path | None = None,
-    report: Path | None = None,
-    stages: Stages | None = None,
+    report: StrPath | None = None,
+    progress: Progress = silent,
 ) -> Conversion:
-    """Make a Core ML package of a checkpoint.
+    """Convert a checkpoint to a Core ML package.
 
-    `weights`, `variant` and `task` are as in `load_checkpoint`. `image_sizes` are (height, width) in
-    pixels, by default the checkpoint's; several become functions of one package; with `include_crop`
-    the package cuts the crop from a larger picture itself. `output_type`, `output_size` and
-    `output_dtype` are as in `OutputForm`; `hidden_states` adds the stages' maps to features. `target`
-    is iOS15 to iOS26, by default the least that has what is asked for, from iOS16 on. `labels` is a file
-    as in `read_labels`; `channel_order` BGR or RGB where it is not what the checkpoint's source uses;
-    `output` a .mlpackage path or a directory.
+    `weights` and `variant` are as in `load_checkpoint`. `output` is a .mlpackage path or a directory, by default the
+    current one; with `force` a package of that name is replaced.
 
-    Weights are stored in half precision, or all that bear it as one of: `palettize` bits (8, 6, 4, 3, 2, 1) with
-    a table for each `group_size` output channels, `quantize` "int8" or "int4", `prune` a share of zeros; or
-    each in the format that serves a budget best: `max_size` bytes, `min_snr` dB, `min_agreement` a share. The
-    photographs in `images` calibrate them, but for every third, which tests what became of it. `report`
-    is a .html, .json or .png file for what was chosen, and what it cost.
-
-    The saved package is verified by the reference evaluator on the pictures in `images`, or on drawn
-    ones; one that fails a gate goes to a name ending in `_failed`.
+    The saved package is executed by the reference evaluator and compared with PyTorch, on the images in the directory
+    `images`, or on synthetic ones; one that fails a gate is saved under a name ending in `_failed`. Compression
+    calibrates with the images but for every third, and is tested with these. `report` is a .html, .json or .png
+    file about the compression.
 
     Raises MobileViTError, and writes nothing, where the request cannot be met.
     """
-    for name, value, choices in (
-        ("variant", variant, VARIANTS),
-        ("task", task, TASKS),
-        ("precision", precision, PRECISIONS),
-        ("attention", attention, ATTENTION_FORMS),
-        ("unfold", unfold, UNFOLD_FORMS),
-        ("target", target, TARGETS),
-        ("channel order", channel_order, CHANNEL_ORDERS),
-    ):
-        check_choice(name, value, choices)
-    options = {"type": output_type, "size": output_size, "dtype": output_dtype}
-    asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    form = OutputForm(**asked)
-    scheme = scheme_of(palettize, group_size, quantize, prune, max_size, min_snr, min_agreement)
-    target = target_for(target, form, len(image_sizes) > 1, scheme, unfold)
-    names = None if labels is None else read_labels(labels)
-    pictures: Sequence[Path] = () if images is None else _pictures(images)
-    check_output(output)
-    check_report(report, scheme, verify, force)
-    stages = stages or Stages()
+    options = options or ConversionOptions()
+    if variant is not None:
+        check_choice("variant", variant, VARIANTS)
+    labels = None if options.labels is None else read_labels(Path(options.labels))
+    paths = _images(images)
+    _check_images(options.compression, len(paths))
+    destination = None if output is None else Path(output)
+    check_output(destination)
+    report_path = None if report is None else Path(report)
+    _check_report(report_path, options, verify, force)
 
-    with stages("weights"):
-        from mobilevit_coreml.checkpoints.load import load_checkpoint
-
-        checkpoint = load_checkpoint(weights, variant, task)
-        check_outputs(checkpoint, [*asked, *(["hidden_states"] if hidden_states else [])], form)
-        check_scheme(scheme, checkpoint, image_sizes, len(pictures))
-        if hidden_states:  # without the expansion the feature map is the fifth
-            form = dataclasses.replace(form, hidden_states=5 if checkpoint.expand else 4)
-        checkpoint = adapted(checkpoint, names, channel_order, include_crop)
-        record, class_names = record_of(checkpoint, attention, unfold, precision, form, image_sizes)
-        name = package_name(record.task, record.variant, precision, "" if scheme is None else str(scheme))
-        path = package_path(output, name, untrained=record.weights.untrained)
-        check_free(path, force)
-        contracts = record.by_function()
+    progress("weights")
+    checkpoint = _load(str(weights), variant, options, labels)
+    record, class_names = make_record(checkpoint, options)
+    name = package_name(record.task, record.variant, record.precision, scheme_name(options.compression))
+    path = package_path(destination, name, untrained=record.weights.untrained)
+    check_free(path, force)
+    target = options.resolved_target()
 
     with staging(path) as staged:
-        with stages("model"):
-            from mobilevit_coreml.model import fold_for_inference
-
-            models = {
-                name: sized(checkpoint, pixels.crop).model(attention, unfold) for name, pixels in contracts.items()
-            }
-            folded = {name: fold_for_inference(model) for name, model in models.items()}
+        progress("model")
+        models, folded = _models(checkpoint, record)
         plan: Plan | None = None
-        tested = pictures
-        if scheme is not None:
-            with stages("compress"):
-                from mobilevit_coreml.compression.plan import apply_plan
-
-                tested, plan = _planned(scheme, models, folded, record, class_names, target, pictures, staged, stages)
-                folded = {name: apply_plan(plan, model) for name, model in folded.items()}
-                record = dataclasses.replace(record, compression=plan.summary())
-        with stages("convert"):
-            from mobilevit_coreml.mil import count_operations
-
-            programs = _programs(folded, plan, record, class_names, target)
-        with stages("save"):
-            program = _saved(programs, record, staged)
+        if options.compression is not None:
+            progress("compress")
+            paths, plan = _planned(
+                options.compression, models, folded, record, class_names, target, paths, staged, progress
+            )
+            folded, record = _compressed(folded, record, plan)
+        progress("convert")
+        programs = _programs(folded, plan, record, class_names, target)
+        progress("save")
+        operations = _save(programs, record, staged)
         fidelity, quality = {}, {}
         if verify:
-            with stages("verify"):
-                computes = models if plan is None else folded  # batch norm folded or not
-                fidelity = _verified(staged, computes, record, tested)
-                if scheme is not None:
-                    quality = _verified(staged, models, record, tested, _quality_gates(scheme, record.task))
+            progress("verify")
+            from mobilevit_coreml.metrics import computation_gates, quality_gates
+
+            expected = models if plan is None else folded  # batch norm folded or not
+            fidelity = _verify(staged, expected, record, paths, computation_gates(record))
+            if plan is not None:
+                quality = _verify(staged, models, record, paths, quality_gates(record))
         if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
-            path, force = failed_path(path), True  # nobody keeps what failed the last time
+            path, force = failed_path(path), True  # an earlier failed package is of no use to anybody
             check_free(path, force)
-        if report is not None and plan is not None:
+        if report_path is not None and plan is not None:
             from mobilevit_coreml.report.compression import write_report
 
-            write_report(report, path, size_of(staged), plan, next(iter(quality.values())))
+            write_report(report_path, path, size_of(staged), plan, next(iter(quality.values())))
+        progress("save")
         publish(staged, path, force)
-    return Conversion(
-        path,
-        record,
-        target,
-        size_of(path),
-        count_operations(program),
-        checkpoint.config.num_labels,
-        fidelity,
-        quality,
-        plan,
-        (*notices_of(checkpoint), *_poor(scheme, quality)),
-    )
+    notices = (*notices_of(checkpoint), *_advice(options.compression, quality))
+    classes = checkpoint.config.num_labels
+    return Conversion(path, record, target, size_of(path), operations, classes, fidelity, quality, plan, notices)
 
 
-def _poor(scheme: Format | Budget | None, quality: Mapping[str, "Fidelity"]) -> Iterator[str]:
-    """That one format for all weights left little of the network, where it did."""
-    worst = min((entry.worst.snr for entry in quality.values()), default=math.inf)
-    if isinstance(scheme, Format) and not worst >= POOR:
-        yield f"{scheme} for every layer leaves {worst:.1f} dB; max_size (--max-size) chooses a format for each"
+def scheme_name(compression: Compression | None) -> str:
+    """A compression's name in records and file names, `6bit` or `1MB`; "" without one."""
+    if compression is None or isinstance(compression, Budget):
+        return "" if compression is None else str(compression)
+    return str(compression.format)
 
 
-def _pictures(directory: Path) -> list[Path]:
+def _images(directory: StrPath | None) -> Sequence[Path]:
+    if directory is None:
+        return ()
     from mobilevit_coreml.images import images_in
 
-    return images_in(directory)
+    return images_in(Path(directory))
 
 
-def _planned(
-    scheme: Format | Budget,
-    models: Mapping[str, "Model"],
-    folded: Mapping[str, "Model"],
-    record: PackageRecord,
-    class_names: Sequence[str],
-    target: str,
-    pictures: Sequence[Path],
-    staged: Path,
-    stages: Stages,
-) -> "tuple[Sequence[Path], Plan]":
-    """How the weights are to be stored, and the pictures that had no part in it."""
-    from mobilevit_coreml.compression.plan import apply_plan, budget_plan, uniform_plan
-
-    function, contract = next(iter(record.by_function().items()))
-    calibrated, tested = split(pictures)
-    views = _views(contract, calibrated) if calibrated else None
-    if isinstance(scheme, Format):
-        return tested, uniform_plan(scheme, folded[function], views, len(calibrated), stages.steps)
-    assert views is not None
-
-    def build(plan: "Plan") -> tuple[int, float, float | None]:
-        tried = staged.with_name("tried.mlpackage")
-        made = dataclasses.replace(record, compression=plan.summary())
-        _saved(_programs({function: apply_plan(plan, folded[function])}, plan, made, class_names, target), made, tried)
-        (quality,) = _verified(tried, models, made, tested, _quality_gates(scheme, record.task)).values()
-        size = size_of(tried)
-        shutil.rmtree(tried)
-        return size, quality.worst.snr, quality.agreement
-
-    return tested, budget_plan(scheme, folded[function], views, len(calibrated), build, stages.steps)
+def _check_images(compression: Compression | None, count: int) -> None:
+    """Raise ConversionError for too few images to compress with."""
+    if compression is not None and 0 < count < MIN_IMAGES:
+        raise ConversionError(
+            f"images: expected at least {MIN_IMAGES} to calibrate and to test with, got {count}; add some"
+        )
+    if isinstance(compression, Budget) and not count:
+        raise ConversionError("images: expected photographs to calibrate with, got none; name their directory")
 
 
-def split(pictures: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Pictures to calibrate with, and every third, to test with; of many an even choice."""
-    calibrated = [path for index, path in enumerate(pictures) if index % 3 != 2]
-    return _some(calibrated, CALIBRATED), _some(pictures[2::3], TESTED)
+def _check_report(report: Path | None, options: ConversionOptions, verify: bool, force: bool) -> None:
+    """Raise where there will be nothing to report, or no place for it."""
+    if report is None:
+        return
+    if report.suffix not in REPORTS:
+        raise OutputError(
+            f"report {report}: expected a name ending in {' or '.join(REPORTS)}, got another; change the ending"
+        )
+    if options.compression is None or not verify:
+        raise ConversionError("report: expected a compression that is verified, got none; leave it out")
+    check_file_free(report, force)
 
 
-def _some(paths: Sequence[Path], count: int) -> list[Path]:
-    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else list(paths)
+def _load(
+    weights: str, variant: str | None, options: ConversionOptions, labels: tuple[str, ...] | None
+) -> "Checkpoint":
+    from mobilevit_coreml.checkpoints.load import load_checkpoint
+
+    checkpoint = load_checkpoint(weights, variant, options.task)
+    options.check_task(Task(checkpoint.task))
+    return with_overrides(checkpoint, labels, options.channel_order, options.include_crop)
 
 
-def _views(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Tensor":
-    """Crops of photographs for calibration, as the network sees them: more of them the smaller they are."""
-    import torch
+def _models(checkpoint: "Checkpoint", record: PackageRecord) -> tuple[dict[str, "Model"], dict[str, "Model"]]:
+    """The model of each function, as it is and folded for inference."""
+    from mobilevit_coreml.model import fold_for_inference
 
-    from mobilevit_coreml.compression.calibrate import views_of
-    from mobilevit_coreml.images import read_image
+    models = {
+        name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
+        for name, preprocessing in record.by_function().items()
+    }
+    return models, {name: fold_for_inference(model) for name, model in models.items()}
 
-    height, width = preprocessing.crop
-    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
-    seen = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
-    tensors = (torch.from_numpy(seen.pixels(whole.prepare(read_image(path))))[0] for path in pictures)
-    return views_of(tensors, preprocessing.crop, max(VIEWED // (height * width), len(pictures)))
+
+def _compressed(
+    folded: Mapping[str, "Model"], record: PackageRecord, plan: "Plan"
+) -> tuple[dict[str, "Model"], PackageRecord]:
+    """The models with their weights as they are going to be stored, and the record that says so."""
+    from mobilevit_coreml.compression.plan import apply_plan
+
+    record = dataclasses.replace(record, compression=plan.summary())
+    return {name: apply_plan(plan, model) for name, model in folded.items()}, record
 
 
 def _programs(
@@ -307,53 +237,120 @@ def _programs(
     programs = {}
     encodings = {} if plan is None else plan.encoded
     for name, model in folded.items():
-        pixels = record.by_function()[name]
+        preprocessing = record.by_function()[name]
         programs[name] = build_mlprogram(
-            model, record.task, pixels, record.outputs, class_names, target, record.precision, encodings
+            model, record.task, preprocessing, record.outputs, class_names, target, record.precision, encodings
         )
-        describe_interface(programs[name], record, pixels)
+        describe_interface(programs[name], record, preprocessing)
     return programs
 
 
-def _saved(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> Any:
-    """The programs as one, described and saved."""
-    from mobilevit_coreml.mil import merge_functions
+def _save(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> int:
+    """Save the programs as the functions of one package, described; returns the number of operations."""
+    from mobilevit_coreml.mil import count_operations, merge_functions
     from mobilevit_coreml.package.metadata import describe
 
     program = programs[FUNCTION] if FUNCTION in programs else merge_functions(programs, path.parent)
     describe(program, record)
     save(program, path)
-    return program
+    return count_operations(program)
 
 
-def _quality_gates(scheme: Format | Budget, task: str) -> dict[str, float]:
-    """What a compressed package has to keep of the model as it was: what a budget asks for."""
-    if not isinstance(scheme, Budget):
-        return {}
-    agreement = "pixels" if task == SEGMENTATION else "top1"
-    asked = {"snr": scheme.min_snr, agreement: scheme.min_agreement}
-    return {name: gate for name, gate in asked.items() if gate is not None}
-
-
-def _verified(
+def _verify(
     package: Path,
     models: Mapping[str, "Model"],
     record: PackageRecord,
-    pictures: Sequence[Path],
-    gates: Mapping[str, float] | None = None,
+    images: Sequence[Path],
+    gates: Mapping[str, float],
 ) -> dict[str, "Fidelity"]:
-    """Each function of the saved package against a model; gates as in `verify`."""
+    """Each function of the saved package against a model."""
     from mobilevit_coreml.verification import verify
 
     return {
-        name: verify(package, models[name], record, pixels, _prepared(pixels, pictures), name, gates)
-        for name, pixels in record.by_function().items()
+        name: verify(package, models[name], record, preprocessing, _prepared(preprocessing, images), name, gates)
+        for name, preprocessing in record.by_function().items()
     }
 
 
-def _prepared(preprocessing: Preprocessing, pictures: Sequence[Path]) -> "Iterator[Image.Image]":
+def _prepared(preprocessing: Preprocessing, images: Sequence[Path]) -> "Iterator[Image.Image]":
     from mobilevit_coreml.images import read_image, synthetic_images
 
-    if not pictures:
+    if not images:
         return iter(synthetic_images(*preprocessing.input_size))
-    return (preprocessing.prepare(read_image(path)) for path in pictures)
+    return (preprocessing.prepare(read_image(path)) for path in images)
+
+
+def _advice(compression: Compression | None, quality: Mapping[str, "Fidelity"]) -> Iterator[str]:
+    """A better way, where one format for all weights did not pass."""
+    failed = [entry for entry in quality.values() if not entry.passed]
+    if failed and compression is not None and not isinstance(compression, Budget):
+        worst = min(entry.worst.snr for entry in failed)
+        yield f"{compression.format} for every layer leaves {worst:.1f} dB; --max-size chooses a format for each layer"
+
+
+def _planned(
+    compression: Compression,
+    models: Mapping[str, "Model"],
+    folded: Mapping[str, "Model"],
+    record: PackageRecord,
+    class_names: Sequence[str],
+    target: str,
+    images: Sequence[Path],
+    staged: Path,
+    progress: Progress,
+) -> "tuple[Sequence[Path], Plan]":
+    """How the weights are to be stored, and the images that had no part in it."""
+    from mobilevit_coreml.compression.plan import budget_plan, uniform_plan
+    from mobilevit_coreml.metrics import quality_gates
+
+    function, preprocessing = next(iter(record.by_function().items()))
+    calibration, test = split(images)
+    crops = _crops(preprocessing, calibration) if calibration else None
+    if not isinstance(compression, Budget):
+        return test, uniform_plan(compression.format, folded[function], crops, len(calibration), _steps(progress))
+    assert crops is not None
+
+    def build(plan: "Plan") -> tuple[int, float, float | None]:
+        tried = staged.with_name("tried.mlpackage")
+        weights, made = _compressed({function: folded[function]}, record, plan)
+        _save(_programs(weights, plan, made, class_names, target), made, tried)
+        (quality,) = _verify(tried, models, made, test, quality_gates(made)).values()
+        size = size_of(tried)
+        shutil.rmtree(tried)
+        return size, quality.worst.snr, quality.agreement
+
+    return test, budget_plan(compression, folded[function], crops, len(calibration), build, _steps(progress))
+
+
+def _steps(progress: Progress) -> Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]:
+    @contextlib.contextmanager
+    def steps(stage: str, total: int) -> Iterator[Callable[[], None]]:
+        done = itertools.count(1)
+        progress(stage, 0, total)
+        yield lambda: progress(stage, next(done), total)
+
+    return steps
+
+
+def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Images to calibrate with, and every third, to test with; of many an even choice."""
+    calibration = [path for index, path in enumerate(images) if index % 3 != 2]
+    return _some(calibration, CALIBRATION_IMAGES), _some(images[2::3], TEST_IMAGES)
+
+
+def _some(paths: Sequence[Path], count: int) -> list[Path]:
+    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else list(paths)
+
+
+def _crops(preprocessing: Preprocessing, images: Sequence[Path]) -> "Tensor":
+    """Crops of images for calibration, as the network gets them: more of them the smaller they are."""
+    import torch
+
+    from mobilevit_coreml.compression.calibrate import views_of
+    from mobilevit_coreml.images import read_image
+
+    height, width = preprocessing.crop
+    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
+    uncropped = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
+    tensors = (torch.from_numpy(uncropped.pixels(whole.prepare(read_image(path))))[0] for path in images)
+    return views_of(tensors, preprocessing.crop, max(CALIBRATION_PIXELS // (height * width), len(images)))

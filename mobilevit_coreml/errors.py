@@ -1,5 +1,7 @@
 """The errors a user can cause. One line each: what, expected, got, what to do."""
 
+from collections.abc import Collection
+
 MAX_CHARACTERS = 20_000  # all keys of a checkpoint that do not fit are fewer
 
 
@@ -60,3 +62,11 @@ def error_text(error: Exception) -> str:
         where = f" ({error.filename!s:.80})" if error.filename else ""
         return f"the system refused: {os_error_text(error)}{where}; check the path"
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+def check_choice(
+    name: str, value: object, choices: Collection[object], error: type[MobileViTError] = ConversionError
+) -> None:
+    """Raise an error for a value that is none of the choices."""
+    if value not in choices:
+        raise error(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r:.60}; choose one of these")

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 CHANNEL_ORDERS = ("BGR", "RGB")
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 # Shorter edge before the crop, per crop side (Apple's evaluations)
-MARGINS = {CLASSIFICATION: Fraction(288, 256), SEGMENTATION: Fraction(544, 512), FEATURES: Fraction(288, 256)}
+MARGINS: Mapping[str, Fraction] = {
+    CLASSIFICATION: Fraction(288, 256),
+    SEGMENTATION: Fraction(544, 512),
+    FEATURES: Fraction(288, 256),
+}
 MAX_SIDE = 8192  # pixels
 MAX_SCALE = 1000
 MAX_RESIZED = 100_000_000  # pixels of the resized image before the crop

@@ -46,17 +46,17 @@ def to_json(value: Any) -> bytes:
     return json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def read_json(path: Path, max_bytes: int) -> Any:
-    """The content of a JSON file of at most `max_bytes` bytes; JsonError for anything else."""
+def read_json(path: Path, max_size: int) -> Any:
+    """The content of a JSON file of at most `max_size` bytes; JsonError for anything else."""
     try:
         if not path.is_file():
             raise JsonError("expected a file, got none")
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+            content = file.read(max_size + 1)
     except OSError as error:
         raise JsonError(f"expected a file to read, got {error.strerror}") from None
-    if len(content) > max_bytes:
-        raise JsonError(f"expected at most {max_bytes} bytes, got more")
+    if len(content) > max_size:
+        raise JsonError(f"expected at most {max_size} bytes, got more")
     return parse_json(content)
 
 

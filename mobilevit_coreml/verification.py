@@ -1,10 +1,9 @@
-"""Whether a saved package computes what the PyTorch model does, by the reference evaluator, on any machine."""
+"""The outputs of a saved package against the PyTorch model's, by the reference evaluator, on any machine."""
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.metrics import (
-    LEAST_PROBABILITY,
-    MaskFidelity,
+    MIN_PROBABILITY,
+    Fidelity,
     MaskMeter,
-    RankingFidelity,
+    Meters,
     RankingMeter,
-    SignalFidelity,
     SignalMeter,
+    nan_lowest,
 )
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
@@ -30,7 +29,7 @@ from mobilevit_coreml.package.interface import (
     LOGITS,
     MASK,
     NETWORK,
-    OutputForm,
+    OutputOptions,
     output_names,
 )
 from mobilevit_coreml.package.metadata import PackageRecord
@@ -39,118 +38,7 @@ from mobilevit_coreml.reference import ReferenceEvaluator
 
 CLASSIFIER, HEAD = "classifier", "head_classifier"  # the logits: operations are named after their modules
 LOG_PROBABILITIES = "log-probabilities"  # a classifier's logits as far as its probabilities tell
-LEAST_SIGNIFICANT = 16 * LEAST_PROBABILITY  # a probability below it has less than four bits left in fp16
-GATES = {"fp16": 30.0, "fp32": 70.0}  # dB SNR of what the network itself puts out, by the package's precision
-# Share of a mask's pixels. Where two classes come close rounding decides, and an untrained network is nowhere sure.
-MASK_GATES = {"fp16": 0.97, "fp32": 0.999}
-# Nats. Logits at their gate leave a tenth of it; probabilities that are none, or another class's, have many times more.
-KL_GATES = {"fp16": 0.05, "fp32": 0.001}
-
-
-class Bound(NamedTuple):
-    """What a gate on a figure means."""
-
-    at_least: bool  # or at most
-    unit: str  # dB, share, nats, …
-    what: str
-
-
-BOUNDS: Mapping[str, Bound] = {
-    "snr": Bound(True, "dB", "SNR of the worst signal, all pictures together"),
-    "worst-snr": Bound(True, "dB", "SNR of the worst signal on the worst picture"),
-    "cosine": Bound(True, "", "cosine of the worst signal"),
-    "top1": Bound(True, "share", "pictures with the same first class"),
-    "top5": Bound(True, "share", "pictures with the same set of first five classes"),
-    "kl": Bound(False, "nats", "divergence of the probabilities, mean of the pictures"),
-    "probability": Bound(False, "", "largest difference of a probability"),
-    "pixels": Bound(True, "share", "pixels with the same class"),
-    "miou": Bound(True, "", "mean IoU of the two sides' masks"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class GateResult:
-    """A figure against its gate; `figure` is None where it was not measured."""
-
-    name: str
-    gate: float
-    figure: float | None
-    bound: Bound
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether the gate is reached, which what is no number does not; None where nothing was measured."""
-        if self.figure is None:
-            return None
-        return self.figure >= self.gate if self.bound.at_least else self.figure <= self.gate
-
-
-@dataclasses.dataclass(frozen=True)
-class Fidelity:
-    """A function of a package against its PyTorch model in fp32, over a number of pictures.
-
-    `signals` are of a classifier's or segmenter's logits and of whatever real numbers are put out as
-    arrays, by name; `ranking` is of a classifier's probabilities, `masks` of a segmenter's classes.
-    `gates` bound figures, by their names in BOUNDS.
-    """
-
-    images: int
-    gates: Mapping[str, float]
-    signals: Mapping[str, SignalFidelity]
-    ranking: RankingFidelity | None = None
-    masks: MaskFidelity | None = None
-
-    @property
-    def worst(self) -> SignalFidelity:
-        """The figures of the worst signal; one whose SNR is no number is worse than any."""
-        return min(self.signals.values(), key=lambda signal: _no_number_first(signal.snr))
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of the pictures, or of the pixels, with the same class; None of features."""
-        if self.ranking is not None:
-            return self.ranking.top1_agreement
-        return None if self.masks is None else self.masks.pixel_agreement
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What was measured, by the names in BOUNDS."""
-        found: dict[str, float] = {}
-        if self.signals:
-            worst_picture = min((signal.worst_snr for signal in self.signals.values()), key=_no_number_first)
-            cosine = min((signal.cosine for signal in self.signals.values()), key=_no_number_first)
-            found |= {"snr": self.worst.snr, "worst-snr": worst_picture, "cosine": cosine}
-        if self.ranking is not None:
-            found |= {"top1": self.ranking.top1_agreement, "top5": self.ranking.top5_agreement}
-            found |= {"kl": self.ranking.kl, "probability": self.ranking.max_abs_difference}
-        if self.masks is not None:
-            found |= {"pixels": self.masks.pixel_agreement, "miou": self.masks.mean_iou}
-        return found
-
-    def with_gates(self, gates: Mapping[str, float]) -> Self:
-        """The same figures before other gates."""
-        return dataclasses.replace(self, gates=gates)
-
-    @property
-    def results(self) -> tuple[GateResult, ...]:
-        """Each gate with its figure."""
-        figures = self.figures
-        return tuple(GateResult(name, gate, figures.get(name), BOUNDS[name]) for name, gate in self.gates.items())
-
-    @property
-    def passed(self) -> bool:
-        """Whether everything reaches its gate."""
-        return all(result.passed for result in self.results)
-
-
-def default_gates(record: PackageRecord) -> dict[str, float]:
-    """What a package has to reach to compute what its weights say, as far as its precision allows."""
-    gates = {"snr": GATES[record.precision]}
-    if record.task == SEGMENTATION:
-        gates["pixels"] = MASK_GATES[record.precision]
-    if record.task == CLASSIFICATION:
-        gates["kl"] = KL_GATES[record.precision]
-    return gates
+MIN_SIGNIFICANT_PROBABILITY = 16 * MIN_PROBABILITY  # a probability below it has less than four bits left in fp16
 
 
 @torch.inference_mode()
@@ -160,13 +48,10 @@ def verify(
     record: PackageRecord,
     preprocessing: Preprocessing,
     images: Iterable[Image.Image],
-    function_name: str | None = None,
-    gates: Mapping[str, float] | None = None,
+    function_name: str | None,
+    gates: Mapping[str, float],
 ) -> Fidelity:
-    """Run a function of a saved package, and a model, on RGB pictures of preprocessing.input_size.
-
-    Without gates of its own the package has to reach `default_gates`.
-    """
+    """Run a function of a saved package, and a model, on RGB images of preprocessing.input_size."""
     evaluator = ReferenceEvaluator(package, record.precision, function_name)
     captured = network_outputs(record)
     meters = Meters()
@@ -174,7 +59,7 @@ def verify(
         result = model(torch.from_numpy(preprocessing.pixels(image)))
         outputs = evaluator.run({IMAGE: image}, capture=captured)
         meters.merge(compare(record, model, result, outputs))
-    return meters.fidelity(default_gates(record) if gates is None else gates)
+    return meters.fidelity(gates)
 
 
 def network_outputs(record: PackageRecord) -> list[str]:
@@ -184,49 +69,6 @@ def network_outputs(record: PackageRecord) -> list[str]:
     if record.task == SEGMENTATION and not _puts_out_logits(record.outputs):
         return [HEAD]
     return []
-
-
-@dataclasses.dataclass
-class Meters:
-    """What has been measured of a number of pictures."""
-
-    images: int = 0
-    signals: dict[str, SignalMeter] = dataclasses.field(default_factory=dict)
-    ranking: RankingMeter | None = None
-    masks: MaskMeter | None = None
-
-    def merge(self, other: "Meters") -> None:
-        """Count other pictures, too."""
-        self.images += other.images
-        for name, meter in other.signals.items():
-            self.signals.setdefault(name, SignalMeter()).merge(meter)
-        if other.ranking is not None:
-            self.ranking = self.ranking or RankingMeter()
-            self.ranking.merge(other.ranking)
-        if other.masks is not None:
-            self.masks = self.masks or MaskMeter(other.masks.classes)
-            self.masks.merge(other.masks)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """From what `dataclasses.asdict` makes of one."""
-        ranking, masks = values["ranking"], values["masks"]
-        return cls(
-            values["images"],
-            {name: SignalMeter(**meter) for name, meter in values["signals"].items()},
-            None if ranking is None else RankingMeter(**ranking),
-            None if masks is None else MaskMeter(**masks),
-        )
-
-    def fidelity(self, gates: Mapping[str, float]) -> Fidelity:
-        """The figures so far."""
-        return Fidelity(
-            self.images,
-            gates,
-            {name: meter.result() for name, meter in self.signals.items()},
-            None if self.ranking is None else self.ranking.result(),
-            None if self.masks is None else self.masks.result(),
-        )
 
 
 def compare(record: PackageRecord, model: Model, result: Any, outputs: Mapping[str, Any]) -> Meters:
@@ -259,11 +101,13 @@ def _compare_classes(meters: Meters, logits: Tensor, outputs: Mapping[str, Any])
 
 def _centred_logarithms(probabilities: Tensor) -> Tensor:
     """Logits but for a constant, and for classes so improbable that fp16 hardly knows them."""
-    logarithms = probabilities.double().clamp(min=LEAST_SIGNIFICANT).log()
+    logarithms = probabilities.double().clamp(min=MIN_SIGNIFICANT_PROBABILITY).log()
     return logarithms - logarithms.mean()
 
 
-def _compare_masks(meters: Meters, model: Model, form: OutputForm, logits: Tensor, outputs: Mapping[str, Any]) -> None:
+def _compare_masks(
+    meters: Meters, model: Model, form: OutputOptions, logits: Tensor, outputs: Mapping[str, Any]
+) -> None:
     (name,) = output_names(SEGMENTATION, form)
     if _puts_out_logits(form):
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[name]))
@@ -278,7 +122,7 @@ def _compare_masks(meters: Meters, model: Model, form: OutputForm, logits: Tenso
     meters.masks.add(expected, output)
 
 
-def _puts_out_logits(form: OutputForm) -> bool:
+def _puts_out_logits(form: OutputOptions) -> bool:
     return (form.type, form.size) == (LOGITS, NETWORK)
 
 
@@ -298,7 +142,7 @@ def figure_lines(fidelity: Fidelity, reference: str) -> list[str]:
     """What was measured, in short lines, with the gates there are."""
     f = fidelity
     lines: list[str] = []
-    for name, s in sorted(f.signals.items(), key=lambda entry: _no_number_first(entry[1].snr)):
+    for name, s in sorted(f.signals.items(), key=lambda entry: nan_lowest(entry[1].snr)):
         worst = f"worst picture {decibels_text(s.worst_snr)}, cosine {s.cosine:.6f}"
         if lines:
             lines.append(f"{name} {decibels_text(s.snr)}, {worst}")
@@ -322,10 +166,6 @@ def figure_lines(fidelity: Fidelity, reference: str) -> list[str]:
     else:
         lines.append(f"over {f.images} pictures")
     return lines
-
-
-def _no_number_first(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
 
 
 def decibels_text(value: float) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.model import backbone
+from mobilevit_coreml.options import ConversionOptions
 
 T = TypeVar("T")
 
@@ -37,12 +38,22 @@ def once_per_run(factory: pytest.TempPathFactory, key: str, build: Callable[[Pat
     return pickle.loads(value.read_bytes())
 
 
-def convert_once(factory: pytest.TempPathFactory, *arguments: Any, verify: bool = False, **options: Any) -> Conversion:
-    """`convert` with these arguments and a directory for output, once per run; not verified by default."""
+def convert_once(
+    factory: pytest.TempPathFactory,
+    weights: str,
+    variant: str | None = None,
+    *,
+    verify: bool = False,
+    images: Path | None = None,
+    **options: Any,
+) -> Conversion:
+    """`convert` with these options and a directory for output, once per run; not verified by default."""
     depth = (backbone.DEPTHS, backbone.BLOCKS)  # the fixture `shallow` changes them
-    key = repr((arguments, verify, sorted(options.items()), depth))
+    key = repr((weights, variant, verify, images, sorted(options.items()), depth))
     return once_per_run(
         factory,
         hashlib.sha256(key.encode()).hexdigest()[:16],
-        lambda directory: convert(*arguments, output=directory, verify=verify, **options),
+        lambda directory: convert(
+            weights, variant, ConversionOptions(**options), output=directory, verify=verify, images=images
+        ),
     )

@@ -119,7 +119,7 @@ def save_small_weights(directory: Path) -> dict[str, Path]:
         aspp_out_channels=8,
         id2label=("no", "yes"),
     )
-    paths = {task: directory / f"{task}.pth" for task in TASKS}
+    paths: dict[str, Path] = {task: directory / f"{task}.pth" for task in TASKS}
     for task, path in paths.items():
         torch.save(untrained_state(config, SEED, task), path)
     return paths

@@ -5,13 +5,13 @@ import pytest
 
 from mobilevit_coreml.config import (
     ACTIVATIONS,
-    ATTENTION_FORMS,
     CLASSIFICATION,
     FEATURES,
     SEGMENTATION,
-    UNFOLD_FORMS,
     VARIANTS,
+    AttentionImplementation,
     MobileViTConfig,
+    UnfoldImplementation,
     config_from_hugging_face,
     published_config,
     variant_of,
@@ -169,6 +169,6 @@ def test_names_the_file_at_fault(values: dict[str, Any], message: str) -> None:
 
 
 def test_names_here_are_the_ones_the_model_knows() -> None:
-    assert tuple(attention.ATTENTION_FORMS) == ATTENTION_FORMS
-    assert tuple(block.UNFOLD_FORMS) == UNFOLD_FORMS
+    assert tuple(attention.ATTENTION_FORMS) == tuple(AttentionImplementation)
+    assert tuple(block.UNFOLD_FORMS) == tuple(UnfoldImplementation)
     assert tuple(layers.ACTIVATION_LAYERS) == ACTIVATIONS

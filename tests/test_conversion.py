@@ -15,6 +15,7 @@ from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
 from tests.peers import hugging_face_segmenter, snr
 
@@ -68,7 +69,9 @@ def test_its_mask_is_transformers(segmenter: Path, tmp_path: Path) -> None:
     from transformers import MobileViTForSemanticSegmentation
     from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
-    package = convert(str(segmenter), precision="fp32", attention="packed", output=tmp_path, verify=False).path
+    package = convert(
+        str(segmenter), options=ConversionOptions(precision="fp32", attention="packed"), output=tmp_path, verify=False
+    ).path
     photograph = synthetic_images(150, 201, 1)[0]
     processor = MobileViTImageProcessorPil.from_pretrained(segmenter, resample=2)
     peer = MobileViTForSemanticSegmentation.from_pretrained(segmenter).eval()
@@ -92,11 +95,9 @@ def test_either_form_of_unfold_computes_the_same(segmenter: Path, tmp_path: Path
     for unfold in kinds:
         made = convert(
             str(segmenter),
-            unfold=unfold,
-            image_sizes=[(144, 208)],
-            precision="fp32",
-            output_type="logits",
-            attention="packed",
+            options=ConversionOptions(
+                unfold=unfold, image_sizes=((144, 208),), precision="fp32", output_type="logits", attention="packed"
+            ),
             output=tmp_path / f"{unfold}.mlpackage",
         )
         assert made.passed
@@ -114,7 +115,7 @@ def test_either_form_of_unfold_computes_the_same(segmenter: Path, tmp_path: Path
 
 
 def test_no_preview_of_what_xcode_cannot_show(segmenter: Path, tmp_path: Path) -> None:
-    made = convert(str(segmenter), output_type="image", attention="packed", output=tmp_path)
+    made = convert(str(segmenter), options=ConversionOptions(output_type="image", attention="packed"), output=tmp_path)
     assert made.passed
     metadata = ct.utils.load_spec(str(made.path)).description.metadata.userDefined
     assert not [key for key in metadata if key.startswith("com.apple.coreml.model.preview")]
@@ -137,7 +138,11 @@ def test_a_mask_that_is_off_by_one_fails(
 
 
 def test_features_of_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
-    made = convert(str(segmenter), task="features", hidden_states=True, attention="packed", output=tmp_path)
+    made = convert(
+        str(segmenter),
+        options=ConversionOptions(task="features", hidden_states=True, attention="packed"),
+        output=tmp_path,
+    )
     assert made.path.name == "MobileViT_XXS_features_fp16.mlpackage"
     assert made.passed
     assert list(made.fidelity["main"].signals) == ["pooled", "featureMap", *(f"stage{n}" for n in range(1, 5))]
@@ -152,7 +157,9 @@ def test_features_of_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     directory = tmp_path_factory.mktemp("sizes")
-    return convert("untrained", "xxs", image_sizes=[(128, 128), (96, 160)], attention="packed", output=directory)
+    return convert(
+        "untrained", "xxs", ConversionOptions(image_sizes=((128, 128), (96, 160)), attention="packed"), output=directory
+    )
 
 
 def test_several_sizes_are_functions_of_one_package(sizes: Conversion) -> None:
@@ -182,7 +189,11 @@ def test_several_sizes_are_functions_of_one_package(sizes: Conversion) -> None:
 def test_each_function_computes_what_a_package_of_its_own_does(sizes: Conversion, tmp_path: Path) -> None:
     for function, size in (("size_128", (128, 128)), ("size_96x160", (96, 160))):
         alone = convert(
-            "untrained", "xxs", image_sizes=[size], attention="packed", target="iOS18", output=tmp_path, force=True
+            "untrained",
+            "xxs",
+            ConversionOptions(image_sizes=(size,), attention="packed", target="iOS18"),
+            output=tmp_path,
+            force=True,
         )
         image = synthetic_images(*size, 1)[0]
         expected = ReferenceEvaluator(alone.path).run({"image": image})
@@ -190,7 +201,9 @@ def test_each_function_computes_what_a_package_of_its_own_does(sizes: Conversion
 
 
 def test_equal_conversions_of_several_sizes_have_equal_weights_and_programs(sizes: Conversion, tmp_path: Path) -> None:
-    again = convert("untrained", "xxs", image_sizes=[(128, 128), (96, 160)], attention="packed", output=tmp_path)
+    again = convert(
+        "untrained", "xxs", ConversionOptions(image_sizes=((128, 128), (96, 160)), attention="packed"), output=tmp_path
+    )
     for name in ("weights/weight.bin", "model.mlmodel"):
         first, second = (path / "Data" / "com.apple.CoreML" / name for path in (sizes.path, again.path))
         assert first.read_bytes() == second.read_bytes(), name
@@ -204,10 +217,7 @@ def test_a_package_that_crops_itself_says_what_one_that_does_not_says(task: str,
         path = convert(
             "untrained",
             "xxs",
-            task=task,
-            image_sizes=[(128, 128)],
-            include_crop=include_crop,
-            attention="packed",
+            ConversionOptions(task=task, image_sizes=((128, 128),), include_crop=include_crop, attention="packed"),
             output=tmp_path,
             force=True,
         ).path
@@ -226,7 +236,10 @@ def test_a_package_that_crops_itself_says_what_one_that_does_not_says(task: str,
 @pytest.mark.parametrize("task", ["classification", "segmentation", "features"])
 def test_sizes_that_are_no_square_and_do_not_divide(task: str, tmp_path: Path) -> None:
     made = convert(
-        "untrained", "xxs", task=task, image_sizes=[(144, 208)], precision="fp32", attention="packed", output=tmp_path
+        "untrained",
+        "xxs",
+        ConversionOptions(task=task, image_sizes=((144, 208),), precision="fp32", attention="packed"),
+        output=tmp_path,
     )
     (fidelity,) = made.fidelity.values()
     assert fidelity.passed
@@ -312,18 +325,15 @@ def test_requests_that_cannot_be_met(
         request_ = {**request_, "labels": tmp_path / request_["labels"]}
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(error) as raised:
-        convert(**UNTRAINED, **request_)
+        convert(**UNTRAINED, options=ConversionOptions(**request_))
     assert str(raised.value).startswith(message)
     assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_float16_outputs(tmp_path: Path) -> None:
     made = convert(
+        options=ConversionOptions(task="features", image_sizes=((64, 64),), output_dtype="float16", attention="packed"),
         **UNTRAINED,
-        task="features",
-        image_sizes=[(64, 64)],
-        output_dtype="float16",
-        attention="packed",
         output=tmp_path,
     )
     assert made.passed

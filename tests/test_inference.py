@@ -36,7 +36,8 @@ from mobilevit_coreml.inference import (
 )
 from mobilevit_coreml.masks import VOID
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.options import ConversionOptions
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 
@@ -47,17 +48,13 @@ EXIF_ORIENTATION = 0x0112
 
 def small_package(directory: Path, task: str, **options: Any) -> Path:
     """An fp32 package of the untrained xxs network of a task, at a size that converts in seconds."""
-    sizes = options.pop("image_sizes", [SMALL])
+    sizes = options.pop("image_sizes", (SMALL,))
     return convert(
         "untrained",
         "xxs",
-        task=task,
-        image_sizes=sizes,
-        precision="fp32",
-        attention="packed",
+        ConversionOptions(task=task, image_sizes=sizes, precision="fp32", attention="packed", **options),
         output=directory,
         verify=False,
-        **options,
     ).path
 
 
@@ -84,7 +81,7 @@ def pytorch_model(task: str, size: tuple[int, int]) -> Model:
 class Colors(nn.Module):
     """Classes are red, green and blue, and logits the brightness of each."""
 
-    def __init__(self, form: OutputForm) -> None:
+    def __init__(self, form: OutputOptions) -> None:
         super().__init__()
         self.form = form
 
@@ -98,7 +95,7 @@ class Colors(nn.Module):
         return labels[0].int() if self.form.type == "labels" else labels[:, None].float()
 
 
-def save_colors_package(path: Path, form: OutputForm, preprocessing: Preprocessing) -> Path:
+def save_colors_package(path: Path, form: OutputOptions, preprocessing: Preprocessing) -> Path:
     """A segmenter's package that finds the colors of each pixel, in place of a network."""
     height, width = preprocessing.input_size
     name = "logits" if form.type == "logits" else "semanticPredictions"
@@ -226,10 +223,10 @@ def test_features_are_pytorchs(extractor: Path, photos: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [OutputForm(), OutputForm("image"), OutputForm("logits"), OutputForm("logits", size="network")],
+    [OutputOptions(), OutputOptions("image"), OutputOptions("logits"), OutputOptions("logits", size="network")],
     ids=lambda form: f"{form.type} {form.size}",
 )
-def test_each_form_of_mask_lands_on_the_photograph(tmp_path: Path, form: OutputForm) -> None:
+def test_each_form_of_mask_lands_on_the_photograph(tmp_path: Path, form: OutputOptions) -> None:
     package = save_colors_package(tmp_path / "colors.mlpackage", form, Preprocessing(136, CROP, "RGB"))
     wide, high = tmp_path / "wide.png", tmp_path / "high.png"
     colorful(333, 250).save(wide)
@@ -250,7 +247,7 @@ def test_each_form_of_mask_lands_on_the_photograph(tmp_path: Path, form: OutputF
 def test_a_turned_photograph_is_put_upright(tmp_path: Path, orientation: int) -> None:
     """Cameras store what their sensor sees, and how it was held."""
     turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
-    package = save_colors_package(tmp_path / "colors.mlpackage", OutputForm(), Preprocessing(136, CROP, "RGB"))
+    package = save_colors_package(tmp_path / "colors.mlpackage", OutputOptions(), Preprocessing(136, CROP, "RGB"))
     upright = colorful(150, 230)
     upright.save(tmp_path / "upright.png")
     exif = Image.Exif()
@@ -366,7 +363,7 @@ def test_core_ml_is_told_the_function(classifier: Path, photos: list[Path], monk
 @pytest.mark.parametrize("type_", ["labels", "image"])
 def test_core_ml_segments_on_a_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_: str) -> None:
     """An array of int32, or a gray picture."""
-    package = save_colors_package(tmp_path / "colors.mlpackage", OutputForm(type_), Preprocessing(136, CROP, "RGB"))
+    package = save_colors_package(tmp_path / "colors.mlpackage", OutputOptions(type_), Preprocessing(136, CROP, "RGB"))
     colorful(333, 250).save(tmp_path / "photo.png")
     (reference,) = segment(package, [tmp_path / "photo.png"], "reference")
 

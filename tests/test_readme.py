@@ -7,6 +7,7 @@ import pytest
 
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
+from mobilevit_coreml.options import ConversionOptions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     made = convert("untrained", "xs", verify=False).path
     made.rename("MobileViT_XS_fp16.mlpackage")
-    segmenter = convert("untrained", "s", task="segmentation", attention="packed", verify=False).path
+    segmenter = convert("untrained", "s", ConversionOptions(task="segmentation", attention="packed"), verify=False).path
     segmenter.rename("DeepLabV3_MobileViT_S_fp16.mlpackage")
     for name in ("cat.jpg", "street.jpg"):
         synthetic_images(300, 400, 1)[0].save(name)

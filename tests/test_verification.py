@@ -12,10 +12,11 @@ from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
-from mobilevit_coreml.metrics import MaskFidelity, RankingFidelity, SignalFidelity
+from mobilevit_coreml.metrics import Fidelity, MaskFidelity, RankingFidelity, SignalFidelity, computation_gates
 from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.verification import Fidelity, report, verify
+from mobilevit_coreml.verification import report, verify
 from tests.peers import snr
 
 
@@ -23,7 +24,9 @@ from tests.peers import snr
 def test_figures_of_a_classifier(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     record = read_record(untrained_package)
     images = synthetic_images(256, 256, 3)
-    fidelity = verify(untrained_package, untrained_model, record, record.preprocessing, images)
+    fidelity = verify(
+        untrained_package, untrained_model, record, record.preprocessing, images, None, computation_gates(record)
+    )
     evaluator = ReferenceEvaluator(untrained_package)
     pixels = torch.cat([torch.from_numpy(record.preprocessing.pixels(image)) for image in images])
     logits = untrained_model(pixels).logits
@@ -48,7 +51,15 @@ def test_figures_of_a_classifier(untrained_package: Path, untrained_model: Image
 def test_another_model_fails(untrained_package: Path, untrained_model: ImageClassifier) -> None:
     record = read_record(untrained_package)
     swapped = dataclasses.replace(record.preprocessing, channel_order="RGB")
-    fidelity = verify(untrained_package, untrained_model, record, swapped, synthetic_images(256, 256, 2))
+    fidelity = verify(
+        untrained_package,
+        untrained_model,
+        record,
+        swapped,
+        synthetic_images(256, 256, 2),
+        None,
+        computation_gates(record),
+    )
     assert fidelity.signals["logits"].snr < 25
     assert not fidelity.passed
 
@@ -67,11 +78,13 @@ def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: lis
     package = convert(
         "untrained",
         "xxs",
-        task="segmentation",
-        image_sizes=[(96, 128)],
-        attention="packed",
-        output_type=output_type,
-        output_size=output_size,
+        ConversionOptions(
+            task="segmentation",
+            image_sizes=((96, 128),),
+            attention="packed",
+            output_type=output_type,
+            output_size=output_size,
+        ),
         output=tmp_path,
         verify=False,
     ).path
@@ -80,7 +93,7 @@ def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: lis
     sized = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, image_size=(96, 128)))
     model = sized.model()
     images = synthetic_images(96, 128, 2)
-    fidelity = verify(package, model, record, record.preprocessing, images)
+    fidelity = verify(package, model, record, record.preprocessing, images, None, computation_gates(record))
     logits = [model(torch.from_numpy(record.preprocessing.pixels(image))).logits for image in images]
     size = (96, 128) if output_size == "image" else (6, 8)
     scores = [torch.nn.functional.interpolate(entry, size=size, mode="bilinear") for entry in logits]

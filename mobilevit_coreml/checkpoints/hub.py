@@ -1,6 +1,7 @@
 """Published weights: from the local Hugging Face cache, or from the hub into it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
@@ -8,7 +9,7 @@ from mobilevit_coreml.errors import CheckpointError
 
 # Apple's, by task and variant: on ImageNet-1k, and of segmenters on PASCAL VOC
 _CLASSIFIERS = {"xxs": "apple/mobilevit-xx-small", "xs": "apple/mobilevit-x-small", "s": "apple/mobilevit-small"}
-PUBLISHED = {
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
     CLASSIFICATION: _CLASSIFIERS,
     SEGMENTATION: {
         "xxs": "apple/deeplabv3-mobilevit-xx-small",

@@ -14,17 +14,16 @@ from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import (
-    CLASSIFICATION,
     FEATURES,
     SEGMENTATION,
-    TASKS,
     VARIANTS,
     MobileViTConfig,
+    Task,
     config_from_hugging_face,
     published_config,
     variant_of,
 )
-from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.errors import CheckpointError, check_choice
 from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, voc_labels
 from mobilevit_coreml.model import Model, model_for
 from mobilevit_coreml.preprocessing import (
@@ -46,7 +45,7 @@ class Checkpoint:
     `expand` is whether they have the backbone's last convolution, `notice` for the user to read.
     """
 
-    task: str
+    task: Task
     expand: bool
     config: MobileViTConfig
     state: dict[str, Tensor]
@@ -76,14 +75,15 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
 
     Raises CheckpointError, or ConfigError where the configuration beside the weights is at fault.
     """
-    if task not in (None, *TASKS):
-        raise CheckpointError(f"task: expected one of {', '.join(TASKS)}, got {task!r}; choose one of these")
+    if task is not None:
+        check_choice("task", task, tuple(Task), CheckpointError)
+    head = None if task is None else Task(task)
     if weights in (AUTO, PRETRAINED, UNTRAINED):
         if variant is None:
             raise CheckpointError(
                 f"--weights {weights}: expected a --variant beside it ({', '.join(VARIANTS)}), got none; add one"
             )
-        return _published(weights, variant, task or CLASSIFICATION)
+        return _published(weights, variant, head or Task.CLASSIFICATION)
     try:
         path = Path(weights).expanduser()
         is_directory, is_file = path.is_dir(), path.is_file()
@@ -91,9 +91,9 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise CheckpointError(f"weights {weights:.200}: expected a path, got {reason.rstrip('.')}; check it") from None
     if is_directory:
-        checkpoint = _from_directory(path, weights, task)
+        checkpoint = _from_directory(path, weights, head)
     elif is_file:
-        checkpoint = _from_file(path, weights, task, beside={}, preprocessor={})
+        checkpoint = _from_file(path, weights, head, beside={}, preprocessor={})
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
             f"weights {weights}: expected a file, a directory, a hub id (owner/name) or one of {AUTO}, {PRETRAINED}, "
@@ -101,7 +101,7 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
         )
     else:
         try:
-            checkpoint = _from_hub(weights, task)
+            checkpoint = _from_hub(weights, head)
         except HubUnreachableError as error:
             raise HubUnreachableError(f"no path {weights} here; {error}") from None
     if variant is not None and checkpoint.variant != variant:
@@ -112,7 +112,7 @@ def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str |
     return checkpoint
 
 
-def _published(weights: str, variant: str, task: str) -> Checkpoint:
+def _published(weights: str, variant: str, task: Task) -> Checkpoint:
     notice = None
     if weights != UNTRAINED:
         try:
@@ -133,14 +133,14 @@ def _published(weights: str, variant: str, task: str) -> Checkpoint:
     )
 
 
-def _from_hub(hub_id: str, task: str | None) -> Checkpoint:
+def _from_hub(hub_id: str, task: Task | None) -> Checkpoint:
     directory = snapshot(hub_id)
     checkpoint = _from_directory(directory, hub_id, task)
     source = dataclasses.replace(checkpoint.source, revision=directory.name)
     return dataclasses.replace(checkpoint, source=source)
 
 
-def _from_directory(directory: Path, name: str, task: str | None) -> Checkpoint:
+def _from_directory(directory: Path, name: str, task: Task | None) -> Checkpoint:
     preferred = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     others = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if not preferred and len(others) != 1:
@@ -155,7 +155,7 @@ def _from_directory(directory: Path, name: str, task: str | None) -> Checkpoint:
 
 
 def _from_file(
-    path: Path, name: str, task: str | None, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]
+    path: Path, name: str, task: Task | None, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> Checkpoint:
     naming, tensors = recognize(read_tensors(path), NAMINGS, name)
     trained = infer_task(tensors, naming)

@@ -14,6 +14,7 @@ from mobilevit_coreml.config import (
     SEGMENTATION,
     VARIANTS,
     MobileViTConfig,
+    Task,
     published_config,
 )
 from mobilevit_coreml.errors import CheckpointError
@@ -91,7 +92,7 @@ def _unwrapped(key: str, wrapper: str, naming: Naming) -> str:
     return key
 
 
-def infer_task(tensors: Mapping[str, Tensor], naming: Naming) -> str:
+def infer_task(tensors: Mapping[str, Tensor], naming: Naming) -> Task:
     """The task whose head a checkpoint has, or most of it; features where it has none."""
     found = {
         task: sum(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run
+from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, run
 from mobilevit_coreml.cli.common import NOT_RUN as EXIT_NOT_RUN
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.release.build import megabytes
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     if values.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, and by the processes that build
 
-    def command(stages: Stages) -> int:
+    def command(progress: ProgressBar) -> int:
         asked = [bool(values.names), values.all, values.list, values.readme is not None]
         if sum(asked) != 1:
             raise InputError("arguments: expected names of recipes, --all, --list or --readme, one of them; see --help")
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             images=_images(values.images),
             pretrained=values.pretrained,
             force=values.force,
-            stages=stages,
+            progress=progress,
         )
-        stages.close()
+        progress.close()
         print(table(str(values.output), _rows({one.recipe.name: _told(one) for one in outcomes})))
         untrained = sum(bool(one.report and one.report.get("untrained")) for one in outcomes)
         if untrained:
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         verdicts = {one.verdict for one in outcomes}
         return FAILED if FAIL in verdicts else EXIT_NOT_RUN if NOT_RUN in verdicts else DONE
 
-    return run(command, stages=1)
+    return run(command)
 
 
 def _images(directory: Path | None) -> Path | None:

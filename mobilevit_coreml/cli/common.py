@@ -1,15 +1,13 @@
-"""What the commands have in common: one-line errors, exit codes, progress that only a terminal sees."""
+"""Parts of all commands: one-line errors, exit codes, progress bars on a terminal."""
 
 import argparse
-import contextlib
 import importlib
 import io
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -29,70 +27,75 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see --help\n")
 
 
-class Stages:
-    """The named stages of a command: a bar where stderr is a terminal, and the seconds each one took.
+class ProgressBar:
+    """A `progress.Progress`: a bar where stderr is a terminal, and the seconds each stage took.
 
-    Without a total there is no bar: libraries are silent.
+    What is left of a stage with steps is estimated.
     """
 
-    def __init__(self, total: int = 0) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.interrupted_by: int | None = None
-        self._bar = tqdm(
-            desc="start",
-            total=total,
-            disable=None if total else True,  # None is shown on a terminal, silent in a pipe
-            leave=False,
-            bar_format="{desc:<10}|{bar:30}| {n}/{total} {elapsed}",
-        )
+        self._stage = ""
+        self._start = 0.0
+        self._bar: tqdm[NoReturn] | None = None
 
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Run a stage."""
-        self._bar.set_description_str(name)
-        start = time.perf_counter()
-        yield
-        if self.interrupted_by is not None:  # and some library's bare `except:` took the KeyboardInterrupt for its own
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Show how far a stage is."""
+        self.check()
+        if stage != self._stage:
+            self.close()
+            self._stage, self._start = stage, time.perf_counter()
+        if self._bar is None or (total and self._bar.total != total):
+            self._bar = _bar(stage, total)
+        self._bar.update(done - self._bar.n)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt again where a library's bare `except:` has swallowed it."""
+        if self.interrupted_by is not None:
             raise KeyboardInterrupt
-        self.seconds[name] = time.perf_counter() - start
-        self._bar.update()
-
-    @contextlib.contextmanager
-    def steps(self, name: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar of its own for a long stage, with an estimate; yields what to call after each step."""
-        with tqdm(
-            desc=f"  {name}",
-            total=total,
-            disable=None if self._bar.total else True,
-            leave=False,
-            bar_format="{desc:<12}|{bar:28}| {n}/{total} {elapsed}, {remaining} left",
-        ) as bar:
-            yield lambda: bar.update() and None
 
     def interrupt(self, signum: int, _frame: object) -> NoReturn:
-        """Handler of signals: stop the stage that runs, at its end at the latest."""
+        """Handler of signals: end the stage that runs, at the next one at the latest."""
         self.interrupted_by = signum
         raise KeyboardInterrupt
 
     def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
+        """End the last stage, and take the bar away."""
+        if self._stage:
+            seconds = time.perf_counter() - self._start
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + seconds
+        if self._bar is not None:
+            self._bar.close()
+        self._stage, self._bar = "", None
 
 
-def run(command: Callable[[Stages], int], stages: int) -> int:
-    """Exit code of a command of so many stages.
+def _bar(stage: str, total: int) -> "tqdm[NoReturn]":
+    steps = "|{bar:30}| {n}/{total} {elapsed}, {remaining} left"
+    return tqdm(
+        desc=stage,
+        total=total or None,
+        disable=None,  # shown on a terminal, silent in a pipe
+        leave=False,
+        bar_format="{desc:<10}" + (steps if total else " {elapsed}"),
+    )
 
-    What a user got wrong is one line on stderr, and so is an interruption; both leave nothing behind,
-    since temporary files go as the exceptions pass.
+
+def run(command: Callable[[ProgressBar], int]) -> int:
+    """Exit code of a command.
+
+    A user's mistake is one line on stderr, and so is an interruption; both leave nothing behind, since temporary
+    files go as the exceptions pass.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
-    progress = Stages(stages)
+    progress = ProgressBar()
     previous = {number: signal.signal(number, progress.interrupt) for number in SIGNALS}
     message = None
     try:
         code = command(progress)
+        progress.check()
         sys.stdout.flush()
     except KeyboardInterrupt:
         message = "interrupted: nothing half-made is left"
@@ -109,17 +112,6 @@ def run(command: Callable[[Stages], int], stages: int) -> int:
     if message is not None:
         print(" ".join(message.split()), file=sys.stderr)
     return code
-
-
-@contextlib.contextmanager
-def uninterruptible_children() -> Iterator[None]:
-    """Block SIGINT, here for a moment, and for good in processes that start meanwhile: a terminal sends it to all."""
-    resource_tracker.ensure_running()  # which unblocks it when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_module(name: str, module: str) -> None:

@@ -1,4 +1,4 @@
-"""The command that makes packages: `python -m mobilevit_coreml.convert --variant xs --fp16`."""
+"""The command that converts: `python -m mobilevit_coreml.convert --variant xs --fp16`."""
 
 import argparse
 import re
@@ -6,21 +6,23 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, Stages, run
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, TASKS, UNFOLD_FORMS, VARIANTS
-from mobilevit_coreml.conversion import STAGES, Conversion, convert
-from mobilevit_coreml.options import TARGETS, Size
+from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, run
+from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
+from mobilevit_coreml.conversion import Conversion, convert
+from mobilevit_coreml.errors import ConversionError
+from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision, Size
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
-from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_SIZES, OUTPUT_TYPES, output_names
+from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
 from mobilevit_coreml.report.formatting import table
 
 if TYPE_CHECKING:
-    from mobilevit_coreml.verification import Fidelity
-
+    from mobilevit_coreml.metrics import Fidelity
 
 PROG = "python -m mobilevit_coreml.convert"
+SCHEMES = ("palettize", "quantize", "prune", "max_size", "min_snr", "min_agreement")
 
 
 def parser(prog: str = PROG) -> Parser:
@@ -29,50 +31,24 @@ def parser(prog: str = PROG) -> Parser:
         prog=prog,
         description="Convert a MobileViT checkpoint to a Core ML package: classifier, segmenter or features.",
     )
-    parser.add_argument(
-        "--variant", metavar="NAME", help=f"{', '.join(VARIANTS)}; recognized from a checkpoint of your own"
-    )
-    parser.add_argument(
-        "--task", metavar="NAME", help=f"{', '.join(TASKS)}; by default what the weights were trained for"
-    )
-    parser.add_argument(
+    _add_input(parser.add_argument_group("input"))
+    _add_output(parser.add_argument_group("output"))
+    _add_compression(parser.add_argument_group("compression", "one of these; --images calibrates it"))
+    _add_verification(parser.add_argument_group("verification"))
+    return parser
+
+
+def _add_input(group: Any) -> None:
+    group.add_argument("--variant", metavar="NAME", help=f"{', '.join(VARIANTS)} (default: the checkpoint's)")
+    group.add_argument("--task", metavar="NAME", help=f"{', '.join(Task)} (default: what the weights were trained for)")
+    group.add_argument(
         "--weights",
         default="auto",
-        metavar="WHAT",
-        help="auto: Apple's published weights, or untrained ones where the hub cannot be reached (default); "
-        "pretrained: the same or an error; untrained; or a file, a directory or a hub id, "
-        "in Hugging Face, cvnets or timm naming",
+        metavar="SOURCE",
+        help="auto (default): Apple's published weights, or untrained ones where the hub is out of reach; pretrained: "
+        "Apple's or an error; untrained; or a file, a directory, a hub id, in Hugging Face, cvnets or timm naming",
     )
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument(
-        "--fp16", dest="precision", action="store_const", const="fp16", help="half precision (default)"
-    )
-    precision.add_argument(
-        "--fp32",
-        dest="precision",
-        action="store_const",
-        const="fp32",
-        help="single precision; not for the Neural Engine",
-    )
-    parser.set_defaults(precision="fp16")
-    parser.add_argument(
-        "--attention",
-        default="split_einsum",
-        metavar="FORM",
-        help="split_einsum: the form Apple documents for the Neural Engine (default); packed: fewest operations",
-    )
-    parser.add_argument(
-        "--unfold",
-        default="space_to_batch",
-        metavar="FORM",
-        help="how maps are cut into patches, space_to_batch (default) or pixel_shuffle; they compute the same",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="OS",
-        help=f"least deployment target: {', '.join(TARGETS)} (default iOS16, for several image sizes iOS18)",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--image-size",
         dest="image_sizes",
         type=_image_sizes,
@@ -80,82 +56,86 @@ def parser(prog: str = PROG) -> Parser:
         metavar="N|HxW[,…]",
         help="input size in pixels (default: the checkpoint's); several become functions of one package",
     )
-    parser.add_argument(
-        "--include-crop",
-        action="store_true",
-        help="take the picture before the centre crop, and crop inside: for Vision's .centerCrop",
+    group.add_argument(
+        "--include-crop", action="store_true", help="crop the centre inside the package, for Vision's .centerCrop"
     )
-    parser.add_argument(
-        "--output-type",
-        metavar="TYPE",
-        help=f"what a segmenter puts out: {', '.join(OUTPUT_TYPES)} (default labels, class indices)",
+    group.add_argument("--labels", type=Path, metavar="FILE", help="class names, a line each, or JSON")
+    group.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB (default: the checkpoint's)")
+
+
+def _add_output(group: Any) -> None:
+    precision = group.add_mutually_exclusive_group()
+    for name, text in ((Precision.FP16, "half (default)"), (Precision.FP32, "single, not for the Neural Engine")):
+        precision.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, help=f"{text} precision"
+        )
+    group.set_defaults(precision=Precision.FP16)
+    group.add_argument(
+        "--target",
+        metavar="OS",
+        help=f"minimum deployment target, {', '.join(TARGETS)} (default {DEFAULT_TARGET}, "
+        f"{FIRST_WITH_FUNCTIONS} for several image sizes)",
     )
-    parser.add_argument(
-        "--output-size",
-        metavar="SIZE",
-        help=f"a segmenter's output is as large as the {OUTPUT_SIZES[0]} (default), or as the {OUTPUT_SIZES[1]} has it",
+    group.add_argument(
+        "--attention",
+        default="split_einsum",
+        metavar="IMPL",
+        help="split_einsum (default): as Apple documents it for the Neural Engine; packed: fewest operations",
     )
-    parser.add_argument(
-        "--output-dtype", metavar="DTYPE", help=f"{' or '.join(DTYPES)} (default float32), of features and scores"
+    group.add_argument(
+        "--unfold", default="space_to_batch", metavar="IMPL", help="space_to_batch (default) or pixel_shuffle"
     )
-    parser.add_argument("--hidden-states", action="store_true", help="put out the five stages' maps with the features")
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="class names: a line each, or JSON (default: the checkpoint's)"
+    group.add_argument("--output-type", metavar="TYPE", help=f"of a segmenter: {', '.join(OUTPUT_TYPES)}")
+    group.add_argument("--output-size", metavar="SIZE", help="of a segmenter: image (default) or network, 1/16 of it")
+    group.add_argument("--output-dtype", metavar="DTYPE", help=f"of features and scores: {' or '.join(DTYPES)}")
+    group.add_argument("--hidden-states", action="store_true", help="output the maps of the five stages with features")
+    group.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
+    group.add_argument("--force", action="store_true", help="replace an existing package")
+
+
+def _add_compression(group: Any) -> None:
+    schemes = group.add_mutually_exclusive_group()
+    schemes.add_argument(
+        "--palettize", type=int, metavar="BITS", help="lookup tables: 8, 6, 4, 3 (iOS18), 2 or 1 bits a weight"
     )
-    parser.add_argument(
-        "--channel-order", metavar="ORDER", help="BGR or RGB (default: as the checkpoint's source has it)"
+    schemes.add_argument("--quantize", metavar="TYPE", help="int8, or int4 (iOS18), with a scale for each channel")
+    schemes.add_argument("--prune", type=float, metavar="SHARE", help="set this share of the weights to zero")
+    schemes.add_argument(
+        "--max-size", type=_bytes, metavar="SIZE", help="a format for each layer: the best package of this size, 1.0MB"
     )
-    compression = parser.add_argument_group(
-        "smaller weights", "one of these; with --images, rounding makes up for its errors on such photographs"
-    ).add_mutually_exclusive_group()
-    compression.add_argument(
-        "--palettize", type=int, metavar="BITS", help="indices into tables: 8, 6, 4, 3 (iOS18), 2 or 1 bits"
+    schemes.add_argument(
+        "--min-snr", type=float, metavar="DB", help="the same: the smallest package whose outputs keep this SNR"
     )
-    compression.add_argument("--quantize", metavar="TYPE", help="int8, or int4 (iOS18), a scale for each channel")
-    compression.add_argument("--prune", type=float, metavar="SHARE", help="leave out this share of the weights")
-    compression.add_argument(
-        "--max-size", type=_bytes, metavar="SIZE", help="the best package within a size, 1.0MB or 800kB"
+    schemes.add_argument(
+        "--min-agreement", type=float, metavar="SHARE", help="the same: that keeps this share of the classes, 0.99"
     )
-    compression.add_argument(
-        "--min-snr", type=float, metavar="DB", help="the smallest package whose outputs keep so many dB"
+    group.add_argument(
+        "--group-size", type=int, metavar="N", help="with --palettize: a lookup table for every N channels (iOS18)"
     )
-    compression.add_argument(
-        "--min-agreement", type=float, metavar="SHARE", help="the smallest that keeps this share of the classes, 0.99"
+    group.add_argument(
+        "--report", type=Path, metavar="FILE", help="formats and errors of the layers, as .html, .json or .png"
     )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="the choice for each layer and its price: .html, .json or .png",
-    )
-    parser.add_argument(
-        "--group-size", type=int, metavar="N", help="with --palettize: a table for every N output channels (iOS18)"
-    )
-    parser.add_argument("--output", type=Path, metavar="PATH", help=f"a {SUFFIX} path or a directory (default: here)")
-    parser.add_argument("--force", action="store_true", help="replace an existing package")
-    verification = parser.add_mutually_exclusive_group()
-    verification.add_argument(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        help="do not run the saved package against PyTorch (by default it is, on any machine)",
-    )
-    verification.add_argument(
+
+
+def _add_verification(group: Any) -> None:
+    group.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="pictures to verify with (default: a fixed set, drawn); to compress, two of three calibrate",
+        help="images to verify with (default: synthetic ones); two of three calibrate a compression",
     )
-    return parser
+    group.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare the saved package with PyTorch"
+    )
 
 
-def _image_sizes(text: str) -> list[Size]:
+def _image_sizes(text: str) -> tuple[Size, ...]:
     matches = [re.fullmatch(r"([0-9]{1,6})(?:x([0-9]{1,6}))?", part) for part in text.split(",")]
     if not all(matches):
         raise argparse.ArgumentTypeError(
             f"expected pixels as N or HEIGHTxWIDTH, several with commas, got {text!r}; 256 is usual"
         )
-    return [(int(match[1]), int(match[2] or match[1])) for match in matches if match]
+    return tuple((int(match[1]), int(match[2] or match[1])) for match in matches if match)
 
 
 def _bytes(text: str) -> int:
@@ -165,26 +145,41 @@ def _bytes(text: str) -> int:
     return round(float(match[1]) * {"kB": 1000, "MB": MEGABYTE}.get(match[2], 1))
 
 
+def _compression(values: dict[str, Any]) -> Compression | None:
+    """Take the options of compression out of all values; argparse has seen to it that there is one at most."""
+    group_size = values.pop("group_size")
+    given = {name: value for name in SCHEMES if (value := values.pop(name)) is not None}
+    if group_size is not None and "palettize" not in given:
+        raise ConversionError(f"group_size: expected --palettize beside it, got {group_size} alone; leave it out")
+    for name, value in given.items():
+        if name == "palettize":
+            return Palettize(value, group_size)
+        return {"quantize": Quantize, "prune": Prune}[name](value) if name in SCHEMES[:3] else Budget(**{name: value})
+    return None
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
     values = vars(parser(prog).parse_args(arguments))
 
-    def command(stages: Stages) -> int:
-        conversion = convert(**values, stages=stages)
-        stages.close()
-        print(summary(conversion, stages.seconds))
+    def command(progress: ProgressBar) -> int:
+        compression = _compression(values)
+        others = {name: values.pop(name) for name in ("output", "force", "images", "verify", "report")}
+        weights, variant = values.pop("weights"), values.pop("variant")
+        options = ConversionOptions(**values, compression=compression)
+        conversion = convert(weights, variant, options, **others, progress=progress)
+        progress.close()
+        print(summary(conversion, progress.seconds))
         for notice in conversion.notices:
             print(f"note: {notice}", file=sys.stderr)
         if conversion.record.weights.untrained:
             print(UNTRAINED_WARNING, file=sys.stderr)
         if conversion.passed:
             return DONE
-        print(f"failed: the package is not what it has to be; kept as {conversion.path}", file=sys.stderr)
+        print(f"failed: a gate was not reached; the package is {conversion.path}", file=sys.stderr)
         return FAILED
 
-    schemes = ("palettize", "quantize", "prune", "max_size", "min_snr", "min_agreement")
-    left_out = {"verify": not values["verify"], "compress": all(values[name] is None for name in schemes)}
-    return run(command, stages=sum(not left_out.get(stage) for stage in STAGES))
+    return run(command)
 
 
 UNTRAINED_WARNING = """
@@ -200,22 +195,22 @@ UNTRAINED_WARNING = """
 
 
 def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
-    """What a person wants to know of a package at a glance, at most 80 columns wide."""
+    """A conversion for a terminal, at most 80 columns wide."""
     record, weights = conversion.record, conversion.record.weights
     origin = f"seed {weights.seed}" if weights.untrained else f"{weights.naming} naming, sha256 {weights.sha256:.12}…"
-    contracts = record.by_function()
-    pictures = ", ".join(_size(*pixels.input_size) for pixels in contracts.values())
+    preprocessing = record.by_function()
+    sizes = ", ".join(_size(*pixels.input_size) for pixels in preprocessing.values())
     rows = [
         ("size", [f"{conversion.bytes / MEGABYTE:.2f} MB"]),
         ("operations", [f"{conversion.operations}"]),
-        ("made for", [_forms(conversion)]),
-        ("input", [f"{IMAGE}, {pictures} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
-        ("functions", [", ".join(contracts)] if record.sizes else []),
-        ("outputs", [_outputs(conversion)]),
+        ("target", [_target(conversion)]),
+        ("input", [f"{IMAGE}, {sizes} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
+        ("functions", [", ".join(preprocessing)] if record.sizes else []),
+        ("outputs", [_output_names(conversion)]),
         ("weights", [weights.name, origin]),
         ("Swift class", [re.sub(r"\W|^(?=\d)", "_", conversion.path.stem)]),
         ("stored as", _formats(conversion)),
-        ("left alone", _left(conversion)),
+        (f"kept in {record.precision}", _kept(conversion)),
         ("verified", _verified(conversion)),
         ("quality", _verdicts(conversion, conversion.quality, "the original") if conversion.quality else []),
         ("curve", _curve(conversion)),
@@ -228,13 +223,13 @@ def _size(height: int, width: int) -> str:
     return f"{width}x{height}" if height == width else f"{width} wide by {height} high"
 
 
-def _forms(conversion: Conversion) -> str:
+def _target(conversion: Conversion) -> str:
     record = conversion.record
-    unfold = "" if record.unfold == UNFOLD_FORMS[0] else f", {record.unfold} unfold"
+    unfold = "" if record.unfold == UnfoldImplementation.SPACE_TO_BATCH else f", {record.unfold} unfold"
     return f"{conversion.target}, {record.precision}, {record.attention} attention{unfold}"
 
 
-def _outputs(conversion: Conversion) -> str:
+def _output_names(conversion: Conversion) -> str:
     record = conversion.record
     names = "; ".join(output_names(record.task, record.outputs))
     classes = f", {conversion.classes} classes" if record.task in (CLASSIFICATION, SEGMENTATION) else ""
@@ -242,25 +237,25 @@ def _outputs(conversion: Conversion) -> str:
 
 
 def _formats(conversion: Conversion) -> list[str]:
-    """How many layers are stored in which format."""
+    """Number of layers by format."""
     plan = conversion.plan
     if plan is None:
         return []
     formats = Counter(layer.format for layer in plan.layers)
     counts = ", ".join(f"{count} in {name}" for name, count in formats.most_common())
-    how = f"calibrated with {plan.pictures} pictures" if plan.pictures else "rounded without pictures"
+    how = f"calibrated with {plan.pictures} images" if plan.pictures else "rounded without images"
     return [f"{len(plan.layers)} layers: {counts}", how]
 
 
-def _left(conversion: Conversion) -> list[str]:
-    """How many weights were left in half precision, and why."""
+def _kept(conversion: Conversion) -> list[str]:
+    """Number of layers that are not compressed, by reason."""
     plan = conversion.plan
     counts = Counter(plan.left.values()).most_common() if plan is not None else []
     return [", ".join(f"{count} {reason}" for reason, count in counts)] if counts else []
 
 
 def _curve(conversion: Conversion) -> list[str]:
-    """What was built on the way to a budget."""
+    """Size and quality of the packages on the way to a budget."""
     points = conversion.plan.curve if conversion.plan is not None else ()
     return [
         f"{size / MEGABYTE:.2f} MB {snr:5.1f} dB" + ("" if agreement is None else f"  {agreement:6.1%} agree")

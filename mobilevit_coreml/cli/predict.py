@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mobilevit_coreml.cli.common import DONE, NOT_RUN, Parser, Stages, run
+from mobilevit_coreml.cli.common import DONE, NOT_RUN, Parser, ProgressBar, run
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.inference import (
@@ -72,30 +72,30 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
     values = parser(prog).parse_args(arguments)
 
-    def command(stages: Stages) -> int:
+    def command(progress: ProgressBar) -> int:
         if values.backend == "coreml" and not core_ml_is_here():
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
         record = read_record(values.package)
         check_photographs(record, values.images, values.function)
         answer = {CLASSIFICATION: _classify, SEGMENTATION: _segment, FEATURES: _extract}[record.task]
-        answers = answer(values, stages)
-        stages.close()
+        answers = answer(values, progress)
+        progress.close()
         if values.json:
             print(json.dumps(answers, indent=2, ensure_ascii=False))
         if record.weights.untrained:
             print("note: the package is made of untrained weights; its answers are noise", file=sys.stderr)
         return DONE
 
-    return run(command, stages=len(values.images))
+    return run(command)
 
 
-def _classify(values: argparse.Namespace, stages: Stages) -> Any:
+def _classify(values: argparse.Namespace, progress: ProgressBar) -> Any:
     """Print the classes; for JSON a list of objects with `image` and its `classes`: `label` and `probability`."""
     if values.output is not None:
         raise OutputError(f"output {values.output}: expected none of a classifier, which writes no files; leave it out")
     answers = []
-    for path, probabilities in _asked(classify, values, stages):
+    for path, probabilities in _asked(classify, values, progress):
         classes = list(probabilities.items())[: values.top]
         _say(values, str(path), *(f"  {probability:7.2%}  {label}" for label, probability in classes))
         entries = [{"label": label, "probability": probability} for label, probability in classes]
@@ -103,7 +103,7 @@ def _classify(values: argparse.Namespace, stages: Stages) -> Any:
     return answers
 
 
-def _segment(values: argparse.Namespace, stages: Stages) -> Any:
+def _segment(values: argparse.Namespace, progress: ProgressBar) -> Any:
     """Print the shares and write the pictures; for JSON `image`, `classes` (`label`, `share`) and `files`."""
     from mobilevit_coreml.masks import legend, overlay, palette_image
 
@@ -118,7 +118,7 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
         if file.resolve() in {path.resolve() for path in files}:
             raise OutputError(f"output {file}: expected another file than the pictures to read, got one; move it away")
     answers = []
-    for path, found in _asked(segment, values, stages):
+    for path, found in _asked(segment, values, progress):
         colors = list(found.colors.values())
         pictures = (
             palette_image(found.class_map, colors),
@@ -135,7 +135,7 @@ def _segment(values: argparse.Namespace, stages: Stages) -> Any:
     return answers
 
 
-def _extract(values: argparse.Namespace, stages: Stages) -> Any:
+def _extract(values: argparse.Namespace, progress: ProgressBar) -> Any:
     """Print shapes and likeness, and save the arrays; for JSON `images`, each with `pooled`, and `cosine` of all."""
     import numpy as np
 
@@ -144,7 +144,7 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
             raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
         check_file_free(values.output, values.force)
     vectors, saved = [], []
-    for path, features in _asked(extract_features, values, stages):
+    for path, features in _asked(extract_features, values, progress):
         vectors.append(features[POOLED][0])
         if values.output is not None:
             saved.append(features)
@@ -168,13 +168,14 @@ def _extract(values: argparse.Namespace, stages: Stages) -> Any:
     return {"images": entries, "cosine": cosines.tolist()}
 
 
-def _asked(ask: Callable[..., Iterator[Any]], values: argparse.Namespace, stages: Stages) -> Iterator[tuple[Path, Any]]:
+def _asked(
+    ask: Callable[..., Iterator[Any]], values: argparse.Namespace, progress: ProgressBar
+) -> Iterator[tuple[Path, Any]]:
     """Each photograph with what the package says of it, as a stage of the command."""
     predictions = ask(values.package, values.images, values.backend, values.function)
-    for path in values.images:
-        with stages("predict"):
-            prediction = next(predictions)
-        yield path, prediction
+    for number, path in enumerate(values.images):
+        progress("predict", number, len(values.images))
+        yield path, next(predictions)
 
 
 def _say(values: argparse.Namespace, *lines: str) -> None:

@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, Stages, run
-from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS
+from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, ProgressBar, run
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import BACKENDS
 from mobilevit_coreml.publish import check_file_free
@@ -82,29 +81,28 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     """The command; returns its exit code."""
     values = parser(prog).parse_args(arguments)
 
-    def command(stages: Stages) -> int:
+    def command(progress: ProgressBar) -> int:
         if (values.package is None) == (values.against is None):
             raise InputError("package: expected one, or --against with a device's results, got not just one of them")
         if values.against is not None:
             text, verdict = _judge(values)
         elif values.tune:
-            text, verdict = _tune(values, stages)
+            text, verdict = _tune(values, progress)
         else:
-            text, verdict = _validate(values, stages)
-        stages.close()
+            text, verdict = _validate(values, progress)
+        progress.close()
         print(text)
         return {"PASS": DONE, "NOT_RUN": NOT_RUN}.get(verdict, FAILED)
 
-    forms = len(UNFOLD_FORMS) * len(ATTENTION_FORMS)
-    return run(command, stages=1 + forms if values.tune else 4)
+    return run(command)
 
 
-def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
+def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, str]:
     """Reports are written, too, before anything is printed."""
+    from mobilevit_coreml.metrics import default_gates, parse_gate
     from mobilevit_coreml.report.page import write_html
     from mobilevit_coreml.report.text import summary
     from mobilevit_coreml.report.values import report_values, write_json
-    from mobilevit_coreml.validation.gates import gates_for, parse_gate
     from mobilevit_coreml.validation.golden import check_place, write_golden
     from mobilevit_coreml.validation.run import images_of, validate
 
@@ -130,7 +128,7 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
         function=values.function,
         journal=values.journal,
         timeout=values.timeout,
-        stages=stages,
+        progress=progress,
     )
     shown = images_of(validation, values.images)
     if values.json is not None:
@@ -139,7 +137,7 @@ def _validate(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
         write_html(values.html, validation, shown)
     if values.golden is not None:
         record, original = validation.record, validation.original
-        gates = gates_for(record, asked)
+        gates = {**default_gates(record), **asked}
         write_golden(
             values.golden, values.package, record, original, shown, gates, validation.digest, force=values.force
         )
@@ -154,8 +152,8 @@ def _judge(values: argparse.Namespace) -> tuple[str, str]:
     return summary(found), found.verdict
 
 
-def _tune(values: argparse.Namespace, stages: Stages) -> tuple[str, str]:
+def _tune(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, str]:
     from mobilevit_coreml.validation.tune import tune, tuning_table
 
-    tuning = tune(values.package, values.weights, values.compute_units, values.timeout, stages)
+    tuning = tune(values.package, values.weights, values.compute_units, values.timeout, progress)
     return tuning_table(tuning), tuning.verdict

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
 from mobilevit_coreml.errors import ConversionError
 
@@ -12,24 +13,6 @@ CURVE_BYTES = 1000  # of the curve in the record of the package that is chosen, 
 SPARE = 256  # bytes beside those that a try was too large by: estimates are out by some hundred
 TRIES = 6  # packages built to come within a size
 HALVINGS = 6  # of the range of sizes in which a quality is looked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What a user needs, one of the three: a size in bytes, or a quality on photographs that were not calibrated with.
-
-    `min_snr` is in dB, of the worst output; `min_agreement` a share, of the pictures with the same
-    first class or of the pixels with the same class.
-    """
-
-    max_bytes: int | None = None
-    min_snr: float | None = None
-    min_agreement: float | None = None
-
-    def __str__(self) -> str:
-        if self.max_bytes is not None:
-            return f"{self.max_bytes / 1e6:g}MB"
-        return f"{self.min_snr:g}dB" if self.min_snr is not None else f"agree{(self.min_agreement or 0) * 100:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +48,8 @@ def meet(
     whole = built_of(float("inf"))
     rest = whole.bytes - total_bytes(whole.choice)  # what is no weight of a layer: the program, biases, small weights
     least = rest + sum(min(one.bytes for one in options) for options in candidates.values())
-    if budget.max_bytes is not None:
-        chosen = _within(budget.max_bytes - CURVE_BYTES, rest, least, built_of)
+    if budget.max_size is not None:
+        chosen = _within(budget.max_size - CURVE_BYTES, rest, least, built_of)
         for share in CURVE:
             if share * whole.bytes > least:
                 built_of(share * whole.bytes - rest)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.compression.budget import Budget, Point, budget_steps, meet
+from mobilevit_coreml.compression.budget import Point, budget_steps, meet
 from mobilevit_coreml.compression.calibrate import Layer, Statistics, calibrate, calibration_steps, layers_of
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import FP16, INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.quantize import encode
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.compression.search import Candidate
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.model import Model

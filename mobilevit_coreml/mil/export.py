@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import resize_bilinear
-from mobilevit_coreml.package.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputForm
+from mobilevit_coreml.package.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputOptions
 
 
 class ExportModel(nn.Module):
@@ -16,7 +16,7 @@ class ExportModel(nn.Module):
     mask in the asked-for form; a feature extractor's pooled features, map and perhaps stages.
     """
 
-    def __init__(self, model: Model, task: str, form: OutputForm, input_size: tuple[int, int]) -> None:
+    def __init__(self, model: Model, task: str, form: OutputOptions, input_size: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
         self.task = task
@@ -37,7 +37,7 @@ class ExportModel(nn.Module):
         return (result.pooled, result.feature_map, *result.hidden_states[: self.form.hidden_states])
 
 
-def segmentation_output(logits: Tensor, form: OutputForm, config: MobileViTConfig) -> Tensor:
+def segmentation_output(logits: Tensor, form: OutputOptions, config: MobileViTConfig) -> Tensor:
     """What a segmenter's package puts out for the logits (1, classes, H, W) of the network's map."""
     if form.size != NETWORK:
         logits = resize_bilinear(logits, config.image_hw)

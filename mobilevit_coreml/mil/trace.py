@@ -16,7 +16,7 @@ from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  
 from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import NAMESPACE
-from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputForm, output_names
+from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputOptions, output_names
 from mobilevit_coreml.preprocessing import Preprocessing
 
 PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
@@ -27,7 +27,7 @@ def build_mlprogram(
     model: Model,
     task: str,
     preprocessing: Preprocessing,
-    form: OutputForm,
+    form: OutputOptions,
     labels: Sequence[str],
     target: str,
     precision: str,
@@ -63,7 +63,7 @@ def build_mlprogram(
         )
 
 
-def _outputs(task: str, form: OutputForm) -> list[Any]:
+def _outputs(task: str, form: OutputOptions) -> list[Any]:
     if task == CLASSIFICATION:
         return [ct.TensorType(name="probabilities", dtype=np.float32)]
     if task == SEGMENTATION and form.type == MASK:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ FAILED_SUFFIX = "_failed"
 MEGABYTE = 10**6
 
 
-_STEMS = {
+_STEMS: Mapping[str, str] = {
     CLASSIFICATION: "MobileViT_{variant}",
     SEGMENTATION: "DeepLabV3_MobileViT_{variant}",
     FEATURES: "MobileViT_{variant}_features",

@@ -20,7 +20,7 @@ MAX_MASK_CLASSES = 256  # values of a grayscale pixel
 
 
 @dataclasses.dataclass(frozen=True)
-class OutputForm:
+class OutputOptions:
     """How a package hands over what it computes.
 
     `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale picture
@@ -44,12 +44,12 @@ class OutputForm:
                 )
 
 
-def output_names(task: str, form: OutputForm) -> tuple[str, ...]:
+def output_names(task: str, form: OutputOptions) -> tuple[str, ...]:
     """The outputs in the package's order."""
     return tuple(output_descriptions(task, form))
 
 
-def output_descriptions(task: str, form: OutputForm) -> Mapping[str, str]:
+def output_descriptions(task: str, form: OutputOptions) -> Mapping[str, str]:
     """What each output is, for Xcode to show."""
     if task == CLASSIFICATION:
         return {

@@ -8,16 +8,16 @@ from typing import Any
 
 from mobilevit_coreml.checkpoints.hub import PUBLISHED
 from mobilevit_coreml.checkpoints.source import WeightsSource
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS
-from mobilevit_coreml.package.interface import IMAGE, MASK, OutputForm, output_descriptions
+from mobilevit_coreml.config import Task
+from mobilevit_coreml.package.interface import IMAGE, MASK, OutputOptions, output_descriptions
 from mobilevit_coreml.preprocessing import Preprocessing
 
 METADATA_PREFIX = "mobilevit_coreml."
 PREVIEW_PREFIX = "com.apple.coreml.model.preview."
-KINDS = {
-    CLASSIFICATION: "image classifier",
-    SEGMENTATION: "semantic segmenter with DeepLabV3's head",
-    FEATURES: "feature extractor",
+KINDS: Mapping[str, str] = {
+    Task.CLASSIFICATION: "image classifier",
+    Task.SEGMENTATION: "semantic segmenter with DeepLabV3's head",
+    Task.FEATURES: "feature extractor",
 }
 FUNCTION = "main"  # of a package with one size
 
@@ -37,13 +37,13 @@ class PackageRecord:
 
     version: str
     variant: str
-    task: str
+    task: Task
     attention: str
     unfold: str
     precision: str
     weights: WeightsSource
     preprocessing: Preprocessing
-    outputs: OutputForm
+    outputs: OutputOptions
     config: Mapping[str, Any]
     expand: bool
     labels: tuple[str, ...] = ()
@@ -53,8 +53,6 @@ class PackageRecord:
     sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task {self.task!r}")
         if not all(isinstance(text, str) for text in self.labels) or len(self.colors) != len(self.labels):
             raise ValueError("labels and colours that do not belong together")
         if not all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in self.colors):
@@ -88,9 +86,10 @@ class PackageRecord:
         values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
         pixels = values.pop("preprocessing")
         return cls(
+            task=Task(values.pop("task")),
             weights=WeightsSource(**values.pop("weights")),
             preprocessing=Preprocessing(**{**pixels, "crop": tuple(pixels["crop"])}),
-            outputs=OutputForm(**values.pop("outputs")),
+            outputs=OutputOptions(**values.pop("outputs")),
             labels=tuple(values.pop("labels")),
             colors=tuple(values.pop("colors")),
             sizes={name: (int(height), int(width)) for name, (height, width) in values.pop("sizes").items()},
@@ -139,7 +138,7 @@ def describe(program: Any, record: PackageRecord) -> None:
         f"MobileViT-{record.variant.upper()} {KINDS[record.task]}, converted by mobilevit_coreml {record.version}."
     )
     program.user_defined_metadata.update(record.to_metadata())
-    if record.task == SEGMENTATION and record.outputs.type != MASK:  # the preview wants an array
+    if record.task == Task.SEGMENTATION and record.outputs.type != MASK:  # the preview wants an array
         program.user_defined_metadata[f"{PREVIEW_PREFIX}type"] = "imageSegmenter"
         parameters = {"labels": record.labels, "colors": record.colors}
         program.user_defined_metadata[f"{PREVIEW_PREFIX}params"] = json.dumps(parameters)

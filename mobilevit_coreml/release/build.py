@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml.cli.common import Stages
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.conversion import Conversion, convert
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.files import FAILED_SUFFIX, MEGABYTE, digest_of, failed_path
+from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.release.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mobilevit_coreml.verification import Fidelity, GateResult
+    from mobilevit_coreml.metrics import Fidelity, GateResult
 
 REPORT = "report.json"
 COMPRESSION = "compression"  # .html, or .json where nothing can draw
@@ -28,7 +30,7 @@ def build(
     images: Path | None,
     inputs: Mapping[str, str],
     directory: Path,
-    stages: Stages | None = None,
+    progress: Progress = silent,
 ) -> str:
     """Make a recipe's package in an empty directory, with its report; returns what is wrong with it, or nothing.
 
@@ -41,24 +43,24 @@ def build(
     conversion = convert(
         weights,
         recipe.variant,
-        task=recipe.task,
-        precision=recipe.precision,
-        attention=recipe.attention,
-        unfold=recipe.unfold,
-        target=recipe.target,
-        image_sizes=recipe.image_sizes,
-        include_crop=recipe.include_crop,
-        output_type=recipe.output.get("type"),
-        output_size=recipe.output.get("size"),
-        output_dtype=recipe.output.get("dtype"),
-        hidden_states=recipe.output.get("hidden_states", False),
-        max_size=None if budget is None else budget.max_bytes,
-        min_snr=None if budget is None else budget.min_snr,
-        min_agreement=None if budget is None else budget.min_agreement,
+        ConversionOptions(
+            task=recipe.task,
+            precision=recipe.precision,
+            attention=recipe.attention,
+            unfold=recipe.unfold,
+            target=recipe.target,
+            image_sizes=recipe.image_sizes,
+            include_crop=recipe.include_crop,
+            output_type=recipe.output.get("type"),
+            output_size=recipe.output.get("size"),
+            output_dtype=recipe.output.get("dtype"),
+            hidden_states=recipe.output.get("hidden_states", False),
+            compression=Budget(max_size=None if budget is None else budget.max_size),
+        ),
         output=directory / f"{recipe.package}.mlpackage",
         images=images if budget is not None else None,
         report=None if budget is None else directory / f"{COMPRESSION}.{'html' if drawable else 'json'}",
-        stages=stages,
+        progress=progress,
     )
     missed = missed_gates(recipe, conversion)
     package = conversion.path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.package.interface import CLASS_LABEL, OutputForm, output_names
+from mobilevit_coreml.package.interface import CLASS_LABEL, OutputOptions, output_names
 from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.release.build import megabytes
 from mobilevit_coreml.release.recipe import Recipe
@@ -46,7 +46,7 @@ def entry_of(recipe: Recipe, verdict: str, error: str, report: Mapping[str, Any]
 
 def _outputs(recipe: Recipe) -> list[str]:
     values = {**recipe.output, "hidden_states": 5 if recipe.output.get("hidden_states") else 0}
-    return [name for name in output_names(recipe.task, OutputForm(**values)) if name != CLASS_LABEL]
+    return [name for name in output_names(recipe.task, OutputOptions(**values)) if name != CLASS_LABEL]
 
 
 def write_catalogue(output: Path, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -8,21 +8,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.compression.budget import Budget
+from mobilevit_coreml.compression.schemes import MAX_PACKAGE_BYTES, Budget
 from mobilevit_coreml.config import (
-    ATTENTION_FORMS,
     CLASSIFICATION,
     FEATURES,
     SEGMENTATION,
     TASKS,
-    UNFOLD_FORMS,
     VARIANTS,
+    AttentionImplementation,
+    UnfoldImplementation,
 )
-from mobilevit_coreml.conversion import PRECISIONS
 from mobilevit_coreml.errors import MobileViTError
-from mobilevit_coreml.options import MAX_PACKAGE, TARGETS, Size, target_for
+from mobilevit_coreml.options import TARGETS, ConversionOptions, Precision, Size
 from mobilevit_coreml.package.files import FAILED_SUFFIX, MEGABYTE, UNTRAINED_SUFFIX
-from mobilevit_coreml.package.interface import DTYPES, LABELS, MASK, OUTPUT_SIZES, OUTPUT_TYPES, OutputForm
+from mobilevit_coreml.package.interface import DTYPES, LABELS, MASK, OUTPUT_SIZES, OUTPUT_TYPES
 from mobilevit_coreml.shipped import shipped
 
 RECIPES = shipped("release/recipes", "conversions/recipes")
@@ -81,8 +80,8 @@ class Recipe:
         """How weights are stored, for people: fp16, or a budget."""
         if self.budget is None:
             return self.precision
-        if self.budget.max_bytes is not None:
-            return f"at most {self.budget.max_bytes / MEGABYTE:g} MB"
+        if self.budget.max_size is not None:
+            return f"at most {self.budget.max_size / MEGABYTE:g} MB"
         if self.budget.min_snr is not None:
             return f"at least {self.budget.min_snr:g} dB"
         return f"at least {self.budget.min_agreement:.4g} of the classes"
@@ -119,7 +118,9 @@ def load_recipe(path: Path) -> Recipe:
     if "precision" in values and "budget" in values:
         raise file.error("precision", "none beside budget, which chooses for each layer", "both", "leave one out")
     if "precision" not in values and "budget" not in values:
-        raise file.error("precision", f"one of {', '.join(PRECISIONS)}, or a table [budget]", "neither", "add one")
+        raise file.error(
+            "precision", f"one of {', '.join(tuple(Precision))}, or a table [budget]", "neither", "add one"
+        )
     task = file.choice("task", TASKS)
     recipe = Recipe(
         name=file.text("name", NAME, "lower case letters, digits, _ and -, at most 32"),
@@ -130,10 +131,10 @@ def load_recipe(path: Path) -> Recipe:
         weights=file.text("weights", re.compile(r"\S(.{0,400}\S)?"), "auto, pretrained, untrained, a path or a hub id")
         if "weights" in values
         else "auto",
-        precision=file.choice("precision", PRECISIONS, "fp16"),
+        precision=file.choice("precision", tuple(Precision), "fp16"),
         budget=_budget(file) if "budget" in values else None,
-        attention=file.choice("attention", ATTENTION_FORMS, ATTENTION_FORMS[0]),
-        unfold=file.choice("unfold", UNFOLD_FORMS, UNFOLD_FORMS[0]),
+        attention=file.choice("attention", tuple(AttentionImplementation), AttentionImplementation.SPLIT_EINSUM),
+        unfold=file.choice("unfold", tuple(UnfoldImplementation), UnfoldImplementation.SPACE_TO_BATCH),
         image_sizes=_image_sizes(file),
         include_crop=file.boolean("include_crop"),
         output=_output(file, task) if "output" in values else {},
@@ -237,7 +238,9 @@ def _budget(file: _Table) -> Budget:
     (key,) = table.values
     if key == "max_size":
         table.of_type(key, (int,), "bytes, as 1_000_000")
-        return Budget(max_bytes=table.number(key, f"bytes, 1 to {MAX_PACKAGE}", lambda one: 1 <= one <= MAX_PACKAGE))
+        return Budget(
+            max_size=table.number(key, f"bytes, 1 to {MAX_PACKAGE_BYTES}", lambda one: 1 <= one <= MAX_PACKAGE_BYTES)
+        )
     if key == "min_snr":
         return Budget(min_snr=table.number(key, "dB, above 0 and at most 200", lambda one: 0 < one <= 200))
     return Budget(min_agreement=table.number(key, "a share, above 0 and at most 1", lambda one: 0 < one <= 1))
@@ -304,8 +307,15 @@ def _check(file: _Table, recipe: Recipe, path: Path) -> None:
         raise file.error("budget", "one image size beside it", f"{len(recipe.image_sizes)}", "make a recipe for each")
     if recipe.budget is not None and recipe.budget.min_agreement is not None and recipe.task == FEATURES:
         raise file.error("budget.min_agreement", "classes", "features, which have none", "use min_snr")
-    form = OutputForm(**{key: value for key, value in recipe.output.items() if key != "hidden_states"})
     try:
-        target_for(recipe.target, form, len(recipe.image_sizes) > 1, recipe.budget, recipe.unfold)
+        ConversionOptions(
+            target=recipe.target,
+            task=recipe.task,
+            output_dtype=recipe.output.get("dtype"),
+            output_type=recipe.output.get("type"),
+            image_sizes=recipe.image_sizes,
+            compression=recipe.budget,
+            unfold=recipe.unfold,
+        )
     except MobileViTError as error:
         raise RecipeError(f"{file.prefix}{str(error).partition(';')[0]}; raise it") from None

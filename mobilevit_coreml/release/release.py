@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.checkpoints.hub import HubUnreachableError, snapshot
-from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.errors import MobileViTError, OutputError
+from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.release.build import SCHEMA, write_report
 from mobilevit_coreml.release.catalogue import FAIL, NOT_RUN, PASS, entry_of, write_catalogue
 from mobilevit_coreml.release.inputs import WEIGHTS, Weights, inputs_of, weights_of
@@ -41,13 +41,12 @@ def release(
     images: Path | None = None,
     pretrained: bool = False,
     force: bool = False,
-    stages: Stages | None = None,
+    progress: Progress = silent,
 ) -> list[Outcome]:
     """Make the packages of some recipes of a directory, and the catalogue of all that are in `output`.
 
     Raises MobileViTError where nothing can be built, and not where one recipe cannot.
     """
-    stages = stages or Stages()
     outcomes: dict[str, Outcome] = {}
     with locked(output) as building:
         tasks: list[tuple[str, Task]] = []
@@ -61,17 +60,14 @@ def release(
                 outcomes[name] = prepared
             else:
                 tasks.append((name, prepared))
-        with (
-            stages("build"),
-            stages.steps("packages", len(names)) as advance,
-            contextlib.closing(built([task for _, task in tasks], jobs, building)) as results,
-        ):
-            for _ in outcomes:
-                advance()
+        done = len(outcomes)
+        progress("build", done, len(names))
+        with contextlib.closing(built([task for _, task in tasks], jobs, building)) as results:
             for index, wrong in results:
                 recipe = recipes[tasks[index][0]]
                 outcomes[recipe.name] = _placed(recipe, wrong, building / recipe.name, output)
-                advance()
+                done += 1
+                progress("build", done, len(names))
         write_catalogue(output, _entries(recipes, outcomes, output))
     return [outcomes[name] for name in names]
 

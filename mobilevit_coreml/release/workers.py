@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mobilevit_coreml.cli.common import Stages, uninterruptible_children
 from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.processes import uninterruptible_children
 from mobilevit_coreml.release.build import build
 from mobilevit_coreml.release.recipe import Recipe
 
@@ -121,9 +121,12 @@ def _serve(requests: Connection, scratch: str) -> None:
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt):
         while True:
             task = requests.recv()
-            stages = Stages()
-            signal.signal(signal.SIGTERM, stages.interrupt)
-            requests.send(error_of(task, stages))
+            signal.signal(signal.SIGTERM, _interrupt)
+            requests.send(error_of(task))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
@@ -133,10 +136,10 @@ def _end_with_parent() -> None:
     os._exit(1)  # what is half-made is the next run's to clear away
 
 
-def error_of(task: Task, stages: Stages | None = None) -> str:
+def error_of(task: Task) -> str:
     """Build; returns what is wrong, on a line: the recipe after this one does not care why."""
     try:
-        return build(*task, stages)
+        return build(*task)
     except Exception as error:
         return message_of(error)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mobilevit_coreml.compression.plan import Plan
+from mobilevit_coreml.metrics import Fidelity
 from mobilevit_coreml.package.files import MEGABYTE
 from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.report.html import GREY, ORANGE, drawing, escaped, page, save_png, svg, table
 from mobilevit_coreml.report.html import check_drawable as check_drawable  # for who asks for a report
-from mobilevit_coreml.verification import Fidelity
 
 SCHEMA = 1  # of the JSON; counts up when something in it changes its meaning
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from mobilevit_coreml.metrics import NOT_RUN
 from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.device import MAX_TEXT, DeviceResults, DeviceRun
-from mobilevit_coreml.validation.gates import NOT_RUN
 from mobilevit_coreml.verification import figure_lines
 
 SHORT = {"cpuOnly": "CPU only", "cpuAndGPU": "CPU, GPU", "cpuAndNeuralEngine": "CPU, Engine", "all": "all"}

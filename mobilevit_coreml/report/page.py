@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.package.files import MEGABYTE
 from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.reference.comparison import FP16_MAX
@@ -29,7 +30,6 @@ from mobilevit_coreml.report.values import (
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE
 from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.forecast import RULES
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
 from mobilevit_coreml.validation.program import ProgramReport
 from mobilevit_coreml.validation.run import Run, Validation
@@ -194,7 +194,7 @@ def _run(run: Run, validation: Validation) -> Html:
                 f"at {'least' if result.bound.at_least else 'most'} {with_unit(result.gate, result.bound.unit)}",
                 "not measured" if result.figure is None else with_unit(result.figure, result.bound.unit),
                 _badge(gate_verdict(result)),
-                result.bound.what,
+                result.bound.description,
             )
             for result in run.results
         ]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mobilevit_coreml.metrics import LEAST_PROBABILITY
+from mobilevit_coreml.metrics import MIN_PROBABILITY
 from mobilevit_coreml.report.html import BLUE, GREEN, GREY, ORANGE, Html, drawing, svg
 from mobilevit_coreml.validation.core_ml import CPU, GPU, NEURAL_ENGINE
 from mobilevit_coreml.validation.program import ProgramReport
@@ -65,12 +65,12 @@ def operation_errors(program: ProgramReport) -> Html:
 def probabilities(points: Sequence[tuple[float, float]]) -> Html:
     """The package's probabilities against the original's, and how far they are apart."""
     pairs = [pair for pair in points if all(map(math.isfinite, pair))]
-    ours = [max(pair[0], LEAST_PROBABILITY) for pair in pairs]
-    theirs = [max(pair[1], LEAST_PROBABILITY) for pair in pairs]
+    ours = [max(pair[0], MIN_PROBABILITY) for pair in pairs]
+    theirs = [max(pair[1], MIN_PROBABILITY) for pair in pairs]
     with drawing(WIDE, 4) as figure:
         against, apart = figure.subplots(1, 2)
         style = {"color": BLUE, "alpha": 0.5, "markersize": 4, "rasterized": len(pairs) > MANY_POINTS}
-        ends = [min(*ours, *theirs), max(*ours, *theirs)] if pairs else [LEAST_PROBABILITY, 1]
+        ends = [min(*ours, *theirs), max(*ours, *theirs)] if pairs else [MIN_PROBABILITY, 1]
         against.plot(ends, ends, color=GREY, linewidth=1)
         against.plot(ours, theirs, ".", **style)
         against.set(xscale="log", yscale="log", xlabel="PyTorch's probability", ylabel="the package's")

@@ -4,16 +4,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, GateResult
 from mobilevit_coreml.package.files import MEGABYTE
 from mobilevit_coreml.reference.comparison import FP16_MAX
 from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE
 from mobilevit_coreml.validation.program import ProgramReport
 from mobilevit_coreml.validation.run import Run, Validation
-from mobilevit_coreml.verification import GateResult, figure_lines
+from mobilevit_coreml.verification import figure_lines
 
 LISTED = 5  # operations that left the Neural Engine, and values near fp16's limit; JSON and HTML have all
 

@@ -8,16 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.metrics import AccuracyMeter, MaskMeter
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, AccuracyMeter, Fidelity, GateResult, MaskMeter
 from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.forecast import RULES
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
 from mobilevit_coreml.validation.program import Mismatch, ProgramReport
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation
 from mobilevit_coreml.validation.steps import Step
-from mobilevit_coreml.verification import Fidelity, GateResult, decibels_text
+from mobilevit_coreml.verification import decibels_text
 
 SCHEMA = 1  # counts up when something in the values changes its meaning
 FORECAST = "A forecast by documented rules: nothing was run on a Neural Engine, and an operation may be there or not."
@@ -273,7 +272,7 @@ def _figures(fidelity: Fidelity, masks: MaskMeter | None, validation: Validation
 def _gate(result: GateResult) -> Values:
     return {
         "name": result.name,
-        "what": result.bound.what,
+        "what": result.bound.description,
         "unit": result.bound.unit,
         "needed": result.gate,
         "at_least": result.bound.at_least,

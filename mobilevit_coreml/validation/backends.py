@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mobilevit_coreml.cli.common import uninterruptible_children
 from mobilevit_coreml.inference import core_ml_is_here
 from mobilevit_coreml.package.interface import IMAGE
+from mobilevit_coreml.processes import uninterruptible_children
 from mobilevit_coreml.validation.core_ml import UNITS
 
 REFERENCE, CORE_ML = "reference", "coreml"

@@ -20,11 +20,22 @@ import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, MobileViTConfig
 from mobilevit_coreml.errors import InputError, MobileViTError
+from mobilevit_coreml.metrics import (
+    BOUNDS,
+    FAIL,
+    NOT_RUN,
+    PASS,
+    Fidelity,
+    GateResult,
+    Meters,
+    gate_results,
+    overall,
+    verdict_of,
+)
 from mobilevit_coreml.model import ClassifierOutput, FeatureExtractorOutput, Model, SegmenterOutput, model_for
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.strict_json import JsonError, load, read_json
-from mobilevit_coreml.validation.gates import ALL_BOUNDS, FAIL, NOT_RUN, PASS, gate_results, overall, verdict_of
 from mobilevit_coreml.validation.golden import MAX_MANIFEST_BYTES
 from mobilevit_coreml.validation.manifest import (
     FORMAT,
@@ -41,7 +52,7 @@ from mobilevit_coreml.validation.manifest import (
     Manifest,
     Results,
 )
-from mobilevit_coreml.verification import Fidelity, GateResult, Meters, compare
+from mobilevit_coreml.verification import compare
 
 MAX_TEXT = 300  # characters that are kept of one of the device's texts
 RESULTS_BYTES, IMAGE_BYTES = 2**20, 2**12  # of results.json beside the outputs: in all, and for each image
@@ -252,7 +263,7 @@ def _other_figures(theirs: Mapping[str, float], ours: Mapping[str, float]) -> It
     """The device's figures that are not ours: one of the two computes them wrongly."""
     for name in (name for name in theirs if name in ours):
         a, b = theirs[name], ours[name]
-        tolerance = SAME_FIGURE_DB if ALL_BOUNDS[name].unit == "dB" else SAME_FIGURE
+        tolerance = SAME_FIGURE_DB if BOUNDS[name].unit == "dB" else SAME_FIGURE
         if not (math.isnan(b) or a == b or abs(a - b) <= tolerance or min(a, b) > MAX_COMPARED_DB):
             yield f"the device has {name} {a:.4g}, measured here {b:.4g}: one of the two is wrong"
 

@@ -17,17 +17,17 @@ from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
+from mobilevit_coreml.metrics import BOUNDS, computation_gates
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.files import digest_of
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABELS, MASK, OutputForm, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABELS, MASK, OutputOptions, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.publish import publish, staging, writing
 from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.strict_json import JsonError, read_json, to_json
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, WARM_UP
 from mobilevit_coreml.validation.dataset import LabelledImage
-from mobilevit_coreml.validation.gates import ALL_BOUNDS
 from mobilevit_coreml.validation.manifest import (
     EXPECTED,
     FORMAT,
@@ -45,7 +45,7 @@ from mobilevit_coreml.validation.manifest import (
     Manifest,
 )
 from mobilevit_coreml.validation.original import Original
-from mobilevit_coreml.verification import LEAST_SIGNIFICANT, default_gates
+from mobilevit_coreml.verification import MIN_SIGNIFICANT_PROBABILITY
 
 WRITTEN = {MANIFEST, SWIFT, PACKAGE, IMAGES, EXPECTED, REFERENCE, ".DS_Store"}  # the last by the Finder
 MAX_INLINE_BYTES = {"float32": 2**20, "int32": 2**24}  # before DEFLATE, which makes little of class maps
@@ -116,13 +116,12 @@ def write_golden(
             classes=original.classes,
             compute_units=tuple(UNITS),
             gates=tuple(
-                GoldenGate(gate, bound, ALL_BOUNDS[gate].at_least, ALL_BOUNDS[gate].unit)
-                for gate, bound in gates.items()
+                GoldenGate(gate, bound, BOUNDS[gate].at_least, BOUNDS[gate].unit) for gate, bound in gates.items()
             ),
-            tolerance=default_gates(record),
+            tolerance=computation_gates(record),
             warm_up=WARM_UP,
             predictions=TIMED,
-            least_probability=LEAST_SIGNIFICANT,
+            least_probability=MIN_SIGNIFICANT_PROBABILITY,
             functions=tuple(functions),
             record=record.to_metadata(),
         )
@@ -209,7 +208,7 @@ def _golden_output(record: PackageRecord, name: str, values: Values) -> GoldenOu
     return GoldenOutput(name, kind, dtype, stored, values.shape, values.nbytes <= MAX_INLINE_BYTES[stored])
 
 
-def _kind_and_dtype(task: str, form: OutputForm) -> tuple[Kind, str]:
+def _kind_and_dtype(task: str, form: OutputOptions) -> tuple[Kind, str]:
     """`GoldenOutput.kind` and `GoldenOutput.dtype` of a task's outputs."""
     if task == CLASSIFICATION:
         return "probabilities", "float32"

@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, TASKS
+from mobilevit_coreml.metrics import BOUNDS
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
 from mobilevit_coreml.validation.core_ml import UNITS
-from mobilevit_coreml.validation.gates import ALL_BOUNDS
 
 FORMAT, SCHEMA = "mobilevit_coreml.golden", 1
 MANIFEST, RESULTS, SWIFT = "manifest.json", "results.json", "MobileViTGoldenTests.swift"
@@ -104,9 +104,9 @@ class GoldenGate:
     unit: str
 
     def __post_init__(self) -> None:
-        known = ALL_BOUNDS.get(self.name)
+        known = BOUNDS.get(self.name)
         if known is None or (known.at_least, known.unit) != (self.at_least, self.unit):
-            raise ValueError(f"gate: expected one of {', '.join(ALL_BOUNDS)} with its unit, got {self.name!r:.40}")
+            raise ValueError(f"gate: expected one of {', '.join(BOUNDS)} with its unit, got {self.name!r:.40}")
 
 
 @dataclasses.dataclass(frozen=True)

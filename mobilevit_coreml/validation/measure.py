@@ -12,7 +12,7 @@ import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
-from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter
+from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter, Meters
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, MASK, output_names
@@ -20,7 +20,7 @@ from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.backends import BackendError, Worker
 from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
-from mobilevit_coreml.verification import Meters, compare
+from mobilevit_coreml.verification import compare
 
 WORST = 6  # pictures that are shown
 POINTS = 2000  # pairs of probabilities that are plotted: those of the first pictures

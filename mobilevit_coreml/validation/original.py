@@ -6,11 +6,14 @@ from pathlib import Path
 
 from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED, Checkpoint, load_checkpoint
 from mobilevit_coreml.checkpoints.source import WeightsSource
+from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.options import adapted, notices_of, record_of, sized
+from mobilevit_coreml.options import OUTPUT_OPTIONS, ConversionOptions
+from mobilevit_coreml.package.interface import LABELS, MASK, OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.prepare import make_record, notices_of, with_image_size, with_overrides
 from mobilevit_coreml.preprocessing import Preprocessing
 
 BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # weights that a name alone does not tell apart
@@ -45,14 +48,31 @@ def load_original(
     """
     checkpoint = _load(record, weights)
     names = None if labels is None else read_labels(labels)
-    checkpoint = adapted(checkpoint, names, channel_order, record.preprocessing.include_crop)
-    sizes = list(record.sizes.values()) or [record.preprocessing.crop]
-    expected, classes = record_of(checkpoint, record.attention, record.unfold, record.precision, record.outputs, sizes)
+    checkpoint = with_overrides(checkpoint, names, channel_order, record.preprocessing.include_crop)
+    expected, classes = make_record(checkpoint, recorded_options(record))
     models = {
-        name: sized(checkpoint, pixels.crop).model(record.attention, record.unfold)
-        for name, pixels in expected.by_function().items()
+        name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
+        for name, preprocessing in expected.by_function().items()
     }
     return Original(models, expected, classes, notices_of(checkpoint))
+
+
+def recorded_options(record: PackageRecord) -> ConversionOptions:
+    """Options of a conversion that would record the same, as far as there are such."""
+    recorded, default = dataclasses.asdict(record.outputs), dataclasses.asdict(OutputOptions())
+    if record.task == Task.SEGMENTATION and record.outputs.type in (LABELS, MASK):
+        del recorded["dtype"]  # class indices have no choice
+    outputs = {f"output_{name}": value for name, value in recorded.items() if value != default[name]}
+    return ConversionOptions(
+        task=record.task,
+        precision=record.precision,
+        attention=record.attention,
+        unfold=record.unfold,
+        image_sizes=tuple(record.sizes.values()) or (record.preprocessing.crop,),
+        include_crop=record.preprocessing.include_crop,
+        hidden_states=record.task == Task.FEATURES and record.outputs.hidden_states > 0,
+        **{name: value for name, value in outputs.items() if name in OUTPUT_OPTIONS[Task(record.task)]},
+    )
 
 
 def _load(record: PackageRecord, weights: str | None) -> Checkpoint:

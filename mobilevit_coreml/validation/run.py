@@ -8,13 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.config import SEGMENTATION
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.metrics import (
+    FAIL,
+    NOT_RUN,
+    PASS,
+    Fidelity,
+    GateResult,
+    default_gates,
+    gate_results,
+    overall,
+    verdict_of,
+)
 from mobilevit_coreml.package.files import digest_of as digest_of  # also for who compares packages
 from mobilevit_coreml.package.files import size_of
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.reference.reader import read_package
 from mobilevit_coreml.validation.backends import (
     CORE_ML,
@@ -28,12 +39,11 @@ from mobilevit_coreml.validation.backends import (
 from mobilevit_coreml.validation.checks import Check, class_names, declared
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE, open_core_ml
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS, gate_results, gates_for, overall, verdict_of
 from mobilevit_coreml.validation.journal import Journal, open_journal
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult, Measured, compare_image
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.program import ProgramReport, check_program
-from mobilevit_coreml.verification import Fidelity, GateResult, network_outputs
+from mobilevit_coreml.verification import network_outputs
 
 TIMEOUT = 600.0  # seconds without an answer: a Mac may compile for minutes
 
@@ -128,7 +138,7 @@ def validate(
     function: str | None = None,
     journal: Path | None = None,
     timeout: float = TIMEOUT,
-    stages: Stages | None = None,
+    progress: Progress = silent,
 ) -> Validation:
     """Compare a package with the PyTorch model it was made of, on any number of pictures and backends.
 
@@ -141,29 +151,28 @@ def validate(
     Raises MobileViTError for a package, weights or pictures that cannot be read.
     """
     start = time.perf_counter()
-    stages = stages or Stages()
-    with stages("read"):
-        record = read_record(package)
-        functions = _functions(record, function)
-        read = {name: read_package(package, name) for name in functions}
-    with stages("weights"):
-        original = load_original(record, weights, labels, channel_order)
-        asked_gates = tuple(gates or ())
-        gates = gates_for(record, gates or {})
-        shown = _shown(record, original, functions, images)
-    with stages("program"):
-        checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
-        programs = {
-            name: check_program(
-                package,
-                record,
-                original.models[name],
-                original.contracts[name],
-                name,
-                (picture.prepared() for picture in shown[name]),
-            )
-            for name in functions
-        }
+    progress("read")
+    record = read_record(package)
+    functions = _functions(record, function)
+    read = {name: read_package(package, name) for name in functions}
+    progress("weights")
+    original = load_original(record, weights, labels, channel_order)
+    asked_gates = tuple(gates or ())
+    gates = {**default_gates(record), **(gates or {})}
+    shown = _shown(record, original, functions, images)
+    progress("program")
+    checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
+    programs = {
+        name: check_program(
+            package,
+            record,
+            original.models[name],
+            original.contracts[name],
+            name,
+            (picture.prepared() for picture in shown[name]),
+        )
+        for name in functions
+    }
     asked = [one for one in backends_for(backend, list(compute_units)) if backend != "auto" or one.is_here]
     others = [] if any(one.name == CORE_ML for one in asked) else [Backend(CORE_ML)]
     digest = digest_of(package)
@@ -174,11 +183,11 @@ def validate(
             reason = "not asked for" if one.is_here else "Core ML is on a Mac only"
             runs.append(Run(one, name, NOT_RUN, reason))
             continue
-        with stages(str(one)):
-            classes = class_names(read[name].function) or list(original.classes)
-            with _journal(journal, {**subject, "backend": str(one), "function": name}, one, name, functions) as kept:
-                run = _run(one, package, record, original, name, shown[name], classes, gates, kept, timeout, stages)
-            runs.append(run)
+        progress(str(one))
+        classes = class_names(read[name].function) or list(original.classes)
+        with _journal(journal, {**subject, "backend": str(one), "function": name}, one, name, functions) as kept:
+            run = _run(one, package, record, original, name, shown[name], classes, gates, kept, timeout, progress)
+        runs.append(run)
     first = next(iter(shown.values()))
     return Validation(
         package,
@@ -239,7 +248,7 @@ def _run(
     gates: Mapping[str, float],
     journal: Journal | None,
     timeout: float,
-    stages: Stages,
+    progress: Progress,
 ) -> Run:
     """A function on a backend in a process of its own, from loading to verdict."""
     start = time.perf_counter()
@@ -249,20 +258,19 @@ def _run(
     reason = ""
     try:
         with _worker(backend, package, record, function, named, timeout) as worker:
-            with stages.steps(str(backend), len(shown)) as advance:
-                measured = Measured()
+            measured = Measured()
 
-                def compare(image: LabelledImage) -> ImageResult:
-                    return compare_image(image, worker, original.models[function], record, contract, classes)
+            def compare(image: LabelledImage) -> ImageResult:
+                return compare_image(image, worker, original.models[function], record, contract, classes)
 
-                for picture in shown:
-                    seen = None if journal is None else journal.known(picture.name)
-                    if seen is None:
-                        seen = compare(picture)
-                        if journal is not None:
-                            journal.write(seen)
-                    measured.add(seen)
-                    advance()
+            for number, picture in enumerate(shown):
+                progress(str(backend), number, len(shown))
+                seen = None if journal is None else journal.known(picture.name)
+                if seen is None:
+                    seen = compare(picture)
+                    if journal is not None:
+                        journal.write(seen)
+                measured.add(seen)
             lacking = {one.picture for one in measured.worst if one.masks is None and record.task == SEGMENTATION}
             again = {image.name: compare(image) for image in shown if image.name in lacking}  # a journal has no masks
             measured.worst = [again.get(one.picture, one) for one in measured.worst]

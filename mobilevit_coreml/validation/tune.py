@@ -10,24 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.cli.common import Stages
-from mobilevit_coreml.config import ATTENTION_FORMS, FEATURES, SEGMENTATION, UNFOLD_FORMS
+from mobilevit_coreml.config import FEATURES, SEGMENTATION, AttentionImplementation, UnfoldImplementation
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import ConfigError, ConversionError
 from mobilevit_coreml.inference import core_ml_is_here, read_record
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.options import TARGETS
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.progress import Progress
 from mobilevit_coreml.reference.reader import read_package, read_specification
 from mobilevit_coreml.report.formatting import table
 from mobilevit_coreml.validation.backends import CORE_ML
 from mobilevit_coreml.validation.checks import class_names
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, UNITS
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.original import BY_VARIANT, Original, load_original, recorded_name
 from mobilevit_coreml.validation.run import Run, validate
 
-FORMS = tuple(itertools.product(ATTENTION_FORMS, UNFOLD_FORMS))
+FORMS = tuple(itertools.product(AttentionImplementation, UnfoldImplementation))
 FIRST_SPECIFICATION = 6  # iOS15's; each target has its own
 BEST = "cpuAndNeuralEngine"  # what the forms are there for
 COLUMNS = 80
@@ -85,7 +85,7 @@ class Tuning:
         return self.fastest(BEST if BEST in self.units else self.units[0]) if self.candidates else None
 
 
-def tune(package: Path, weights: str | None, units: Sequence[str], timeout: float, stages: Stages) -> Tuning:
+def tune(package: Path, weights: str | None, units: Sequence[str], timeout: float, progress: Progress) -> Tuning:
     """Convert a package's weights in every form, and measure and check each on this Mac's compute units.
 
     `weights` are those the package records unless they are somewhere else now, `units` of core_ml.UNITS,
@@ -99,18 +99,18 @@ def tune(package: Path, weights: str | None, units: Sequence[str], timeout: floa
     weights = weights or recorded_name(record.weights)
     chosen = tuple(units or UNITS)
     with tempfile.TemporaryDirectory(prefix="mobilevit-tune-") as directory:
-        with stages("weights"):
-            original = load_original(record, weights)
-            names = _names(package, record)
-            labels = None
-            if names and names != original.classes:
-                labels = Path(directory, "labels.json")
-                labels.write_text(json.dumps(names), encoding="utf-8")
-            options = _options(package, record, weights, labels, original)
+        progress("weights")
+        original = load_original(record, weights)
+        names = _names(package, record)
+        labels = None
+        if names and names != original.classes:
+            labels = Path(directory, "labels.json")
+            labels.write_text(json.dumps(names), encoding="utf-8")
+        options = _options(package, record, weights, labels, original)
         candidates = []
         for attention, unfold in FORMS:
-            with stages(f"{attention} {unfold}"):
-                candidates.append(_candidate(attention, unfold, options, Path(directory), chosen, timeout))
+            progress(f"{attention} {unfold}")
+            candidates.append(_candidate(attention, unfold, options, Path(directory), chosen, timeout))
     return Tuning(package, chosen, tuple(candidates), options, tuple(_notes(record, options)))
 
 
@@ -148,7 +148,7 @@ def _options(
     package: Path, record: PackageRecord, weights: str, labels: Path | None, original: Original
 ) -> dict[str, Any]:
     """What `convert` was asked for, but for the form and any compression."""
-    form, default = dataclasses.asdict(record.outputs), dataclasses.asdict(OutputForm())
+    form, default = dataclasses.asdict(record.outputs), dataclasses.asdict(OutputOptions())
     order = record.preprocessing.channel_order
     options = {
         "weights": weights,

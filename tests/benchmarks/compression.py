@@ -23,7 +23,9 @@ from mobilevit_coreml.compression.calibrate import Statistics
 from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import Format
 from mobilevit_coreml.compression.quantize import encode
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.conversion import Conversion, convert, split
+from mobilevit_coreml.options import ConversionOptions
 
 
 def nearest(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
@@ -107,7 +109,12 @@ def main() -> None:
             for name, encoding, shifts in ROWS:
                 start = time.perf_counter()
                 with steps(encoding, shifts):
-                    made = convert(values.weights, **base, images=values.images, max_size=round(float(size) * 1e6))
+                    made = convert(
+                        values.weights,
+                        options=ConversionOptions(compression=Budget(max_size=round(float(size) * 1e6))),
+                        **base,
+                        images=values.images,
+                    )
                 print(line(f"{size} MB: {name}", made, time.perf_counter() - start), flush=True)
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.config import ATTENTION_FORMS
+from mobilevit_coreml.config import AttentionImplementation
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import ImageClassifier
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
 
 WARM_UP = 5
@@ -43,7 +44,7 @@ def main() -> None:
     print("| network | attention | PyTorch eager fp32 | evaluator fp32 | evaluator fp16 | load and decode |")
     print("|---|---|---|---|---|---|")
     for variant in ("xxs", "xs", "s"):
-        for attention in ATTENTION_FORMS:
+        for attention in AttentionImplementation:
             print(row(variant, attention, image), flush=True)
 
 
@@ -53,7 +54,9 @@ def row(variant: str, attention: str, image: object) -> str:
     model = ImageClassifier(checkpoint.config, attention).eval()
     model.load_state_dict(checkpoint.state, strict=False)
     with tempfile.TemporaryDirectory() as directory:
-        package = convert("untrained", variant, attention=attention, output=Path(directory), verify=False).path
+        package = convert(
+            "untrained", variant, ConversionOptions(attention=attention), output=Path(directory), verify=False
+        ).path
         pixels = torch.rand(1, 3, 256, 256)
         fp32, fp16 = (ReferenceEvaluator(package, precision) for precision in ("fp32", "fp16"))
         with torch.inference_mode():

@@ -11,7 +11,7 @@ import torch
 from mobilevit_coreml.checkpoints import hub as download
 from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import untrained_state
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, published_config
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, Task, published_config
 from mobilevit_coreml.errors import CheckpointError, MobileViTError
 from mobilevit_coreml.labels import voc_labels
 from mobilevit_coreml.model import ATTENTION_FORMS
@@ -397,7 +397,7 @@ def test_features_of_timm(tmp_path: Path, classes: int, task: str | None) -> Non
         (FEATURES, SEGMENTATION),
     ],
 )
-def test_a_task_that_contradicts_the_weights(tmp_path: Path, trained: str, asked: str) -> None:
+def test_a_task_that_contradicts_the_weights(tmp_path: Path, trained: Task, asked: str) -> None:
     make = {
         CLASSIFICATION: hugging_face_classifier,
         SEGMENTATION: hugging_face_segmenter,

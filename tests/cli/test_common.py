@@ -1,21 +1,22 @@
-"""What the commands have in common, by commands that only raise or print."""
+"""Parts of all commands, by commands that only raise or print."""
 
 import contextlib
+import io
 import subprocess
 import sys
 
 import pytest
 
-from mobilevit_coreml.cli.common import Stages, run
+from mobilevit_coreml.cli.common import ProgressBar, run
 from mobilevit_coreml.errors import ConfigError
 
 
 def raising(error: BaseException) -> int:
-    def command(stages: Stages) -> int:
-        with stages("work"):
-            raise error
+    def command(progress: ProgressBar) -> int:
+        progress("work")
+        raise error
 
-    return run(command, stages=1)
+    return run(command)
 
 
 @pytest.mark.parametrize(
@@ -45,22 +46,31 @@ def test_bugs_are_not_hidden() -> None:
         raising(ZeroDivisionError())
 
 
-def test_an_interruption_that_a_library_swallowed_counts_at_the_end_of_the_stage() -> None:
-    def command(stages: Stages) -> int:
-        with stages("work"), contextlib.suppress(BaseException):  # as coremltools' imports do
-            stages.interrupt(15, None)
+@pytest.mark.parametrize("next_stage", [True, False])
+def test_an_interruption_that_a_library_swallowed_counts_at_the_end_of_the_stage(next_stage: bool) -> None:
+    reached = []
+
+    def command(progress: ProgressBar) -> int:
+        progress("work")
+        with contextlib.suppress(BaseException):  # as coremltools' imports do
+            progress.interrupt(15, None)
+        reached.append("end of the stage")
+        if next_stage:
+            progress("publish")
+            reached.append("next stage")
         return 0
 
-    assert run(command, stages=1) == 128 + 15
+    assert run(command) == 128 + 15
+    assert reached == ["end of the stage"]
 
 
 PRINT = """
 import sys
 from mobilevit_coreml.cli.common import run
-def command(stages):
+def command(progress):
     print("Äffchen …" * 20000)
     return 0
-sys.exit(run(command, stages=1))
+sys.exit(run(command))
 """
 
 
@@ -80,11 +90,25 @@ def test_a_terminal_without_unicode_is_no_error() -> None:
     assert finished.stdout.startswith(b"\\xc4ffchen \\u2026")
 
 
-def test_a_long_stage_has_a_bar_of_its_own_that_a_pipe_does_not_see(capsys: pytest.CaptureFixture[str]) -> None:
-    for stages in (Stages(), Stages(2)):
-        with stages("long"), stages.steps("part", 3) as advance:
-            for _ in range(3):
-                advance()
-        stages.close()
+def test_a_pipe_sees_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressBar()
+    for stage in ("weights", "verify"):
+        progress(stage)
+        for done in range(4):
+            progress(stage, done, 3)
+    progress.close()
     assert capsys.readouterr().err == ""
-    assert list(stages.seconds) == ["long"]
+    assert list(progress.seconds) == ["weights", "verify"]
+
+
+def test_a_terminal_sees_how_far_a_stage_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = ProgressBar()
+    progress("calibrate", 0, 24)
+    progress("calibrate", 24, 24)
+    progress.close()
+    assert "calibrate" in terminal.getvalue()
+    assert "0/24" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")  # nothing of it is left

@@ -22,7 +22,7 @@ from mobilevit_coreml.cli.predict import main
 from mobilevit_coreml.config import FEATURES
 from mobilevit_coreml.images import read_image
 from mobilevit_coreml.model import ImageClassifier
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.preprocessing import Preprocessing
 from tests.test_inference import (
     brightest,
@@ -56,7 +56,7 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classes red, green and blue by the color of a pixel; red's own is black."""
     path = tmp_path_factory.mktemp("segmenter") / "colors.mlpackage"
-    return save_colors_package(path, OutputForm(), Preprocessing(136, (128, 160), "RGB"))
+    return save_colors_package(path, OutputOptions(), Preprocessing(136, (128, 160), "RGB"))
 
 
 @pytest.fixture(scope="module")

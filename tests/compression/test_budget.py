@@ -10,12 +10,12 @@ import pytest
 from mobilevit_coreml.compression.budget import (
     CURVE_BYTES,
     TRIES,
-    Budget,
     Point,
     budget_steps,
     meet,
 )
 from mobilevit_coreml.compression.formats import FP16, PALETTE, Format
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.compression.search import Candidate, choose, total_bytes, total_noise
 from mobilevit_coreml.errors import ConversionError
 
@@ -64,7 +64,7 @@ def within_steps(builder: Builder, curve: tuple[Point, ...]) -> bool:
 @pytest.mark.parametrize("size", [300_000, 420_000, 800_000, 2_000_000])
 def test_a_size_is_kept_however_the_estimates_err(size: int, surplus: float) -> None:
     builder = Builder(surplus)
-    chosen, curve = meet(Budget(max_bytes=size), CANDIDATES, builder, builder.advance)
+    chosen, curve = meet(Budget(max_size=size), CANDIDATES, builder, builder.advance)
     assert chosen.bytes <= size - CURVE_BYTES
     assert chosen in curve
     assert within_steps(builder, curve)
@@ -84,21 +84,21 @@ def test_a_size_is_met_where_choices_lie_far_apart() -> None:
     surplus = 20_000.0
     size = REST + 3 * Format(PALETTE, 8).stored_bytes((1024, 512)) + round(3 * surplus) - 1000 + CURVE_BYTES
     builder = Builder(surplus)
-    chosen, _ = meet(Budget(max_bytes=size + 40_000), coarse, builder, builder.advance)
+    chosen, _ = meet(Budget(max_size=size + 40_000), coarse, builder, builder.advance)
     assert chosen.bytes <= size + 40_000
-    chosen, _ = meet(Budget(max_bytes=size), coarse, builder, builder.advance)
+    chosen, _ = meet(Budget(max_size=size), coarse, builder, builder.advance)
     assert chosen.bytes <= size
 
 
 def test_a_size_above_half_precision_is_half_precision() -> None:
-    chosen, _ = meet(Budget(max_bytes=10**7), CANDIDATES, Builder())
+    chosen, _ = meet(Budget(max_size=10**7), CANDIDATES, Builder())
     assert not is_compressed(chosen)
 
 
 def test_a_size_below_the_smallest_says_what_the_smallest_is() -> None:
     builder = Builder(25)
     with pytest.raises(ConversionError) as caught:
-        meet(Budget(max_bytes=150_000), CANDIDATES, builder, builder.advance)
+        meet(Budget(max_size=150_000), CANDIDATES, builder, builder.advance)
     least = REST + sum(min(one.bytes for one in options) + 25 for options in CANDIDATES.values()) + CURVE_BYTES
     assert str(caught.value) == (
         f"max_size: expected at least {least / 1e6:.2f} MB, the smallest this network becomes, got 0.15 MB; "
@@ -106,7 +106,7 @@ def test_a_size_below_the_smallest_says_what_the_smallest_is() -> None:
     )
     assert len(builder.built) <= budget_steps()
     at_least = math.ceil(least / 1e4) * 10**4  # what it says can be had, but for its rounding
-    chosen, _ = meet(Budget(max_bytes=at_least), CANDIDATES, Builder(25))
+    chosen, _ = meet(Budget(max_size=at_least), CANDIDATES, Builder(25))
     assert chosen.bytes <= at_least
 
 
@@ -158,7 +158,7 @@ def test_a_quality_that_half_precision_does_not_have(budget: Budget, message: st
 
 def test_the_curve_goes_beside_a_size() -> None:
     builder = Builder()
-    _, curve = meet(Budget(max_bytes=800_000), CANDIDATES, builder)
+    _, curve = meet(Budget(max_size=800_000), CANDIDATES, builder)
     sizes = [point.bytes for point in curve]
     shares = [size / sizes[-1] for size in sizes]
     for share in (0.35, 0.5, 0.7, 1.0):
@@ -168,8 +168,8 @@ def test_the_curve_goes_beside_a_size() -> None:
 @pytest.mark.parametrize(
     ("budget", "name"),
     [
-        (Budget(max_bytes=1_500_000), "1.5MB"),
-        (Budget(max_bytes=2_000_000), "2MB"),
+        (Budget(max_size=1_500_000), "1.5MB"),
+        (Budget(max_size=2_000_000), "2MB"),
         (Budget(min_snr=37.5), "37.5dB"),
         (Budget(min_agreement=0.99), "agree99"),
     ],
@@ -186,6 +186,6 @@ def test_the_steps_announced_are_those_of_a_size_that_is_hard_to_meet() -> None:
         too_large = 1 < len(builder.built) < TRIES + 1  # all tries but the last
         return dataclasses.replace(point, bytes=500_001) if too_large else point
 
-    chosen, curve = meet(Budget(max_bytes=500_000), CANDIDATES, stubborn, builder.advance)
+    chosen, curve = meet(Budget(max_size=500_000), CANDIDATES, stubborn, builder.advance)
     assert chosen.bytes <= 500_000
     assert builder.steps == len(curve) == budget_steps()

@@ -20,7 +20,7 @@ from mobilevit_coreml.compression.quantize import encode
 from mobilevit_coreml.mil import build_mlprogram
 from mobilevit_coreml.operation_names import operation_name
 from mobilevit_coreml.package.files import save
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.preprocessing import default_preprocessing
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.reader import Ref, read_package
@@ -120,7 +120,7 @@ def network_package(target: str, precision: str, directory: Path) -> Path:
     package = directory / f"{target}_{precision}.mlpackage"
     contract = default_preprocessing("features", (64, 64), "BGR")
     encodings = mixed(target).encoded
-    save(build_mlprogram(network(), "features", contract, OutputForm(), (), target, precision, encodings), package)
+    save(build_mlprogram(network(), "features", contract, OutputOptions(), (), target, precision, encodings), package)
     return package
 
 
@@ -165,7 +165,7 @@ def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention
     contract = default_preprocessing(task, (64, 64), "BGR")
     labels = [f"class {index}" for index in range(model.config.num_labels)]
     package = tmp_path / "network.mlpackage"
-    save(build_mlprogram(model, task, contract, OutputForm(), labels, "iOS16", "fp16", encodings), package)
+    save(build_mlprogram(model, task, contract, OutputOptions(), labels, "iOS16", "fp16", encodings), package)
     theirs = weights_of_coremltools(package)
     encoded = {name for name, (_, source) in theirs.items() if source.op_type == "constexpr_affine_dequantize"}
     assert encoded == {operation_name(path) for path in layers_of(model)[0]}

@@ -13,7 +13,7 @@ from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.mil import build_mlprogram, count_operations, merge_functions
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.preprocessing import default_preprocessing
 from tests.peers import hugging_face_classifier, ours
 
@@ -33,12 +33,16 @@ def program(
     """Of a classifier."""
     model = fold_for_inference(ours(hugging_face_classifier(variant), size, attention, unfold))
     contract = default_preprocessing("classification", (size, size), "BGR")
-    return build_mlprogram(model, "classification", contract, OutputForm(), LABELS, target, precision, {})
+    return build_mlprogram(model, "classification", contract, OutputOptions(), LABELS, target, precision, {})
 
 
 @cache
 def untrained_program(
-    task: str, form: OutputForm, size: tuple[int, int] = (128, 160), include_crop: bool = False, precision: str = "fp16"
+    task: str,
+    form: OutputOptions,
+    size: tuple[int, int] = (128, 160),
+    include_crop: bool = False,
+    precision: str = "fp16",
 ) -> Any:
     """Of the untrained xxs model for a task, packed attention."""
     checkpoint = load_checkpoint("untrained", "xxs", task)
@@ -157,7 +161,7 @@ def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
     contract = default_preprocessing("classification", (64, 64), "BGR")
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        build_mlprogram(model, "classification", contract, OutputForm(), LABELS, "iOS16", "fp16", {})
+        build_mlprogram(model, "classification", contract, OutputOptions(), LABELS, "iOS16", "fp16", {})
 
 
 def output_types(made: Any) -> dict[str, tuple[Any, ...]]:
@@ -176,27 +180,35 @@ def output_types(made: Any) -> dict[str, tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("form", "expected", "last"),
     [
-        (OutputForm(), {"semanticPredictions": ("int32", 128, 160)}, ["resize_bilinear", "reduce_argmax", "squeeze"]),
-        (OutputForm(size="network"), {"semanticPredictions": ("int32", 8, 10)}, ["conv", "reduce_argmax", "squeeze"]),
-        (OutputForm("logits"), {"logits": ("float32", 1, 21, 128, 160)}, ["conv", "resize_bilinear", "cast"]),
-        (OutputForm("logits", "network", "float16"), {"logits": ("float16", 1, 21, 8, 10)}, ["relu", "conv"]),
-        (OutputForm("probabilities", "network"), {"probabilities": ("float32", 1, 21, 8, 10)}, ["softmax", "cast"]),
         (
-            OutputForm("image"),
+            OutputOptions(),
+            {"semanticPredictions": ("int32", 128, 160)},
+            ["resize_bilinear", "reduce_argmax", "squeeze"],
+        ),
+        (
+            OutputOptions(size="network"),
+            {"semanticPredictions": ("int32", 8, 10)},
+            ["conv", "reduce_argmax", "squeeze"],
+        ),
+        (OutputOptions("logits"), {"logits": ("float32", 1, 21, 128, 160)}, ["conv", "resize_bilinear", "cast"]),
+        (OutputOptions("logits", "network", "float16"), {"logits": ("float16", 1, 21, 8, 10)}, ["relu", "conv"]),
+        (OutputOptions("probabilities", "network"), {"probabilities": ("float32", 1, 21, 8, 10)}, ["softmax", "cast"]),
+        (
+            OutputOptions("image"),
             {"semanticPredictions": ("image", 128, 160, "GRAYSCALE")},
             ["resize_bilinear", "reduce_argmax", "cast"],
         ),
     ],
-    ids=lambda value: f"{value.type} {value.size}" if isinstance(value, OutputForm) else None,
+    ids=lambda value: f"{value.type} {value.size}" if isinstance(value, OutputOptions) else None,
 )
-def test_outputs_of_a_segmenter(form: OutputForm, expected: dict[str, Any], last: list[str]) -> None:
+def test_outputs_of_a_segmenter(form: OutputOptions, expected: dict[str, Any], last: list[str]) -> None:
     made = untrained_program("segmentation", form)
     assert output_types(made) == expected
     assert [operation.type for operation in operations(made)][-len(last) :] == last
 
 
 def test_a_segmenters_head_has_no_resize_of_a_single_value_and_joins_no_more_than_four_branches() -> None:
-    made = untrained_program("segmentation", OutputForm(size="network"))
+    made = untrained_program("segmentation", OutputOptions(size="network"))
     head = [operation for operation in operations(made) if operation.outputs[0].name.startswith("head_")]
     counts = Counter(operation.type for operation in head)
     assert counts == {"conv": 4 + 1 + 2 + 1, "relu": 4 + 1 + 1, "concat": 1, "reduce_mean": 1, "add": 1}
@@ -206,9 +218,9 @@ def test_a_segmenters_head_has_no_resize_of_a_single_value_and_joins_no_more_tha
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_outputs_of_features(dtype: str) -> None:
-    plain = untrained_program("features", OutputForm(dtype=dtype))
+    plain = untrained_program("features", OutputOptions(dtype=dtype))
     assert output_types(plain) == {"pooled": (dtype, 1, 320), "featureMap": (dtype, 1, 320, 4, 5)}
-    made = untrained_program("features", OutputForm(dtype=dtype, hidden_states=5))
+    made = untrained_program("features", OutputOptions(dtype=dtype, hidden_states=5))
     assert list(output_types(made)) == ["pooled", "featureMap", *(f"stage{number}" for number in range(1, 6))]
     assert output_types(made)["stage2"] == (dtype, 1, 24, 32, 40)
     casts = Counter(operation.type for operation in operations(made))["cast"]
@@ -216,7 +228,7 @@ def test_outputs_of_features(dtype: str) -> None:
 
 
 def test_the_crop_is_cut_inside() -> None:
-    made = untrained_program("features", OutputForm(), include_crop=True)
+    made = untrained_program("features", OutputOptions(), include_crop=True)
     picture = made.get_spec().description.input[0].type.imageType
     assert (picture.height, picture.width) == (144, 176)
     rows, columns = (operation for operation in operations(made) if operation.type == "slice_by_index")

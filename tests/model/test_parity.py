@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS, VARIANTS
+from mobilevit_coreml.config import VARIANTS, AttentionImplementation, UnfoldImplementation
 from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
 from mobilevit_coreml.model.block import UNFOLD_FORMS as UNFOLDING
@@ -39,7 +39,7 @@ def sequences(tokens: Tensor, batch: int) -> Tensor:
     return tokens.squeeze(2).unflatten(0, (places, batch)).transpose(0, 1).flatten(0, 1).transpose(1, 2)
 
 
-@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
+@pytest.mark.parametrize("unfold", UnfoldImplementation)
 @pytest.mark.parametrize(("patch", "batch"), [(2, 1), (2, 3), (3, 2)])
 @pytest.mark.parametrize("size", SIZES)
 def test_unfold_and_fold(size: int, patch: int, batch: int, unfold: str) -> None:
@@ -78,7 +78,7 @@ def test_some_of_the_sizes_are_resized() -> None:
     assert resized == [[False, False, False], [False, False, True], [False, False, True]]
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", AttentionImplementation)
 def test_transformer_layer(attention: str) -> None:
     peer = hugging_face_classifier("xs")
     model = ours(peer, 256, attention)
@@ -91,7 +91,7 @@ def test_transformer_layer(attention: str) -> None:
         assert snr(reference, layer(tokens).squeeze(2).transpose(1, 2)) > ENOUGH
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", AttentionImplementation)
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_block(size: int, attention: str) -> None:
@@ -115,7 +115,7 @@ def test_stages_pooled_features_and_logits(variant: str, size: int, batch: int) 
     pixels = images(batch, size, size)
     reference = peer(pixels, output_hidden_states=True)
     pooled = peer.mobilevit(pixels).pooler_output
-    for forms in itertools.product(ATTENTION_FORMS, UNFOLD_FORMS):
+    for forms in itertools.product(AttentionImplementation, UnfoldImplementation):
         output = ours(peer, size, *forms)(pixels)
         for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
             assert snr(expected, got) > ENOUGH, f"stage {stage}"
@@ -166,7 +166,7 @@ def test_agrees_with_timm(variant: str) -> None:
     assert snr(peer(pixels), ours(peer)(pixels).logits) > ENOUGH
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", AttentionImplementation)
 @pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
 @torch.no_grad()
 def test_folding_changes_nothing_but_the_operations(variant: str, attention: str) -> None:

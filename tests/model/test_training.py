@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.config import ATTENTION_FORMS, UNFOLD_FORMS, VARIANTS, MobileViTConfig
+from mobilevit_coreml.config import VARIANTS, AttentionImplementation, MobileViTConfig, UnfoldImplementation
 from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier, images, ours
 
@@ -27,8 +27,8 @@ def test_parameter_counts_are_the_papers(variant: str, parameters: int) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("unfold", UnfoldImplementation)
+@pytest.mark.parametrize("attention", AttentionImplementation)
 def test_gradients_are_the_references(attention: str, unfold: str) -> None:
     # at 160 the gradient passes through the bilinear step, too
     peer = hugging_face_classifier("xxs", classes=3)
@@ -84,7 +84,7 @@ def test_a_few_steps_learn_three_colours() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", AttentionImplementation)
 @pytest.mark.parametrize("name", WITHOUT_DROPOUT)
 def test_each_dropout_acts_in_training_only(name: str, attention: str) -> None:
     model = ImageClassifier(small_config(initializer_range=0.2, **{**WITHOUT_DROPOUT, name: 0.5}), attention)

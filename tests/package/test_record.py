@@ -5,21 +5,22 @@ import dataclasses
 import pytest
 
 from mobilevit_coreml.checkpoints.source import WeightsSource
-from mobilevit_coreml.package.interface import OutputForm
+from mobilevit_coreml.config import Task
+from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 
 RECORD = PackageRecord(
     version="1.2.3",
     variant="xs",
-    task="classification",
+    task=Task.CLASSIFICATION,
     attention="packed",
     unfold="pixel_shuffle",
     precision="fp16",
     weights=WeightsSource("someone/model", "timm", revision="abc", sha256="123"),
     preprocessing=Preprocessing(400, (320, 384), "RGB", "bicubic", 1 / 255, include_crop=True, reduce_labels=True),
     config={"image_size": [320, 384], "qkv_bias": True},
-    outputs=OutputForm("logits", "network", "float16", hidden_states=5),
+    outputs=OutputOptions("logits", "network", "float16", hidden_states=5),
     expand=False,
     labels=("background", "cat"),
     colors=("#000000", "#FFFFFF"),

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml.compression.budget import Budget
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.metrics import SignalFidelity, SignalMeter
+from mobilevit_coreml.metrics import Fidelity, SignalFidelity, SignalMeter
 from mobilevit_coreml.release.build import build, missed_gates, plain
 from mobilevit_coreml.release.recipe import Recipe
 from mobilevit_coreml.release.workers import error_of
-from mobilevit_coreml.verification import Fidelity
 
 RECIPE = Recipe("mine", "Mine", "features", "xxs", "iOS18", image_sizes=((64, 96),), output={"hidden_states": True})
 BUDGET = dataclasses.replace(RECIPE, budget=Budget(min_snr=20), gates={"snr": 40.0, "cosine": 0.9})

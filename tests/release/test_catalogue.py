@@ -121,4 +121,4 @@ def test_the_committed_catalogue_is_of_the_shipped_recipes() -> None:
         assert asked == {key: entry[key] for key in asked}
         budget = recipes[entry["name"]].budget
         if budget is not None and "bytes" in entry:
-            assert 0.9 * (budget.max_bytes or 0) < entry["bytes"] <= (budget.max_bytes or 0)
+            assert 0.9 * (budget.max_size or 0) < entry["bytes"] <= (budget.max_size or 0)

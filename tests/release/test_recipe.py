@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mobilevit_coreml.compression.budget import Budget
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.metrics import BOUNDS
 from mobilevit_coreml.release.recipe import GATES, MAX_RECIPE, RecipeError, load_recipe, load_recipes
-from mobilevit_coreml.verification import BOUNDS
 
 RIGHT = """
 name = "mine"
@@ -53,7 +53,7 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "budget", "stored"),
     [
-        ("max_size = 1_000_000", Budget(max_bytes=1_000_000), "at most 1 MB"),
+        ("max_size = 1_000_000", Budget(max_size=1_000_000), "at most 1 MB"),
         ("min_snr = 25", Budget(min_snr=25), "at least 25 dB"),
         ("min_agreement = 0.99", Budget(min_agreement=0.99), "at least 0.99 of the classes"),
     ],
@@ -278,7 +278,7 @@ def test_the_gates_are_the_figures_there_are() -> None:
 
 def test_shipped_recipes() -> None:
     recipes = load_recipes().values()
-    stored = {(one.variant, one.budget.max_bytes) for one in recipes if one.budget is not None}
+    stored = {(one.variant, one.budget.max_size) for one in recipes if one.budget is not None}
     assert stored == {("xxs", 1_000_000), ("xs", 2_000_000), ("s", 4_000_000)}
     for task in ("classification", "segmentation"):
         whole = [one for one in recipes if one.task == task and one.budget is None and not one.image_sizes]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mobilevit_coreml.checkpoints.hub import HubUnreachableError
-from mobilevit_coreml.compression.budget import Budget
+from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.errors import OutputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.package.files import digest_of
@@ -27,7 +27,7 @@ from mobilevit_coreml.release.workers import Task
 
 SMALL = Recipe("small", "Small", "classification", "xxs", "iOS16", "untrained", image_sizes=((64, 64),))
 OTHER = dataclasses.replace(SMALL, name="other", package="Other", attention="packed")
-FITTED = dataclasses.replace(SMALL, name="fitted", package="Fitted", budget=Budget(max_bytes=1_000_000))
+FITTED = dataclasses.replace(SMALL, name="fitted", package="Fitted", budget=Budget(max_size=1_000_000))
 RECIPES = {recipe.name: recipe for recipe in (SMALL, OTHER, FITTED)}
 
 
@@ -160,7 +160,7 @@ def test_budgets_need_photographs(tmp_path: Path, builder: Builder, photographs:
     for images in (photographs, None):  # without photographs the rest is compared
         (outcome,) = run(tmp_path, FITTED, images=images)
         assert (outcome.verdict, outcome.kept) == ("PASS", True)
-    changed = dataclasses.replace(FITTED, budget=Budget(max_bytes=900_000))
+    changed = dataclasses.replace(FITTED, budget=Budget(max_size=900_000))
     assert verdicts(run(tmp_path, changed)) == ["NOT_RUN"]
 
 

@@ -10,9 +10,8 @@ from PIL import Image
 
 from mobilevit_coreml.compression.plan import Plan, StoredLayer
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.metrics import SignalFidelity
+from mobilevit_coreml.metrics import Fidelity, SignalFidelity
 from mobilevit_coreml.report.compression import report_values, write_report
-from mobilevit_coreml.verification import Fidelity
 
 PLAN = Plan(
     "1MB",

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from mobilevit_coreml.errors import InputError, OutputError
+from mobilevit_coreml.metrics import NOT_RUN
 from mobilevit_coreml.report.html import Html, check_drawable, page, table
 from mobilevit_coreml.report.page import write_html
 from mobilevit_coreml.report.plots import operation_errors, probabilities
 from mobilevit_coreml.validation.dataset import LabelledImage
-from mobilevit_coreml.validation.gates import NOT_RUN
 from mobilevit_coreml.validation.program import Mismatch
 from mobilevit_coreml.validation.run import Validation
 from tests.validation.examples import FUNCTION, faulty, good, reference_run, shown, with_core_ml, with_curve

@@ -12,11 +12,10 @@ import jsonschema
 import pytest
 
 from mobilevit_coreml.errors import OutputError
-from mobilevit_coreml.metrics import MaskMeter
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, MaskMeter
 from mobilevit_coreml.report.values import device_shares, overlaps, report_values, write_json
 from mobilevit_coreml.validation.backends import CORE_ML, Backend
 from mobilevit_coreml.validation.forecast import RULES
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.measure import Measured
 from mobilevit_coreml.validation.run import Run, Validation
 from tests.validation.examples import FUNCTION, faulty, good, plan, reference_run, with_core_ml, with_curve

@@ -6,6 +6,7 @@ import pytest
 
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
+from mobilevit_coreml.options import ConversionOptions
 from tests.validation.in_process import InProcess
 
 
@@ -13,14 +14,20 @@ from tests.validation.in_process import InProcess
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An fp16 package of the untrained xxs classifier for pictures of 64x64."""
     directory = tmp_path_factory.mktemp("classifier")
-    return convert("untrained", "xxs", image_sizes=[(64, 64)], output=directory, verify=False).path
+    return convert("untrained", "xxs", ConversionOptions(image_sizes=((64, 64),)), output=directory, verify=False).path
 
 
 @pytest.fixture(scope="session")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An fp16 package of the untrained xxs segmenter for pictures of 96x96."""
     directory = tmp_path_factory.mktemp("segmenter")
-    return convert("untrained", "xxs", task="segmentation", image_sizes=[(96, 96)], output=directory, verify=False).path
+    return convert(
+        "untrained",
+        "xxs",
+        ConversionOptions(task="segmentation", image_sizes=((96, 96),)),
+        output=directory,
+        verify=False,
+    ).path
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from typing import Any
 from unittest.mock import patch
 
 from mobilevit_coreml.images import synthetic_images
+from mobilevit_coreml.metrics import FAIL, gate_results, verdict_of
 from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
-from mobilevit_coreml.validation.gates import FAIL, gate_results, verdict_of
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation, validate
 from tests.validation.fault_injection import FAULTS, PACKAGES, SIDE
 from tests.validation.in_process import InProcess

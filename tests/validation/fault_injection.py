@@ -19,11 +19,13 @@ from torch import nn
 
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.compression.schemes import Palettize, Prune, Quantize
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, published_config
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import model_for
 from mobilevit_coreml.model.layers import ChannelLayerNorm
+from mobilevit_coreml.options import ConversionOptions
 from tests.validation.edits import Array, Program, bits_of, edit, edit_record, key_of, packed, rename, rolled, swapped
 
 SIDE = 64  # pixels of most packages: stage 3 has 16 tokens of 4 heads 16 wide
@@ -84,7 +86,12 @@ def _package(name: str, side: int, task: str, drawn: str | None, options: Mappin
     weights = "untrained" if drawn is None else str(drawn_weights(directory, drawn))
     output = directory / f"{name}.mlpackage"
     made = convert(
-        weights, "xxs", task=task, image_sizes=[(side, side)], output=output, verify=False, force=True, **options
+        weights,
+        "xxs",
+        ConversionOptions(task=task, image_sizes=((side, side),), **options),
+        output=output,
+        verify=False,
+        force=True,
     )
     return made.path
 
@@ -94,10 +101,10 @@ _KINDS: Mapping[str, tuple[int, str, str | None, Mapping[str, Any]]] = {
     "cropped": (SIDE, CLASSIFICATION, CLASSIFICATION, {"include_crop": True, "attention": "packed"}),
     "segmenter": (SEGMENTED, SEGMENTATION, SEGMENTATION, {}),
     "features": (ODD, FEATURES, CLASSIFICATION, {"hidden_states": True}),
-    "palettized": (SIDE, FEATURES, CLASSIFICATION, {"palettize": 6, "attention": "packed"}),
-    "grouped": (SIDE, FEATURES, CLASSIFICATION, {"palettize": 4, "group_size": 8}),
-    "int8": (SIDE, FEATURES, CLASSIFICATION, {"quantize": "int8"}),
-    "pruned": (SIDE, FEATURES, None, {"prune": 0.5}),
+    "palettized": (SIDE, FEATURES, CLASSIFICATION, {"compression": Palettize(6), "attention": "packed"}),
+    "grouped": (SIDE, FEATURES, CLASSIFICATION, {"compression": Palettize(4, 8)}),
+    "int8": (SIDE, FEATURES, CLASSIFICATION, {"compression": Quantize("int8")}),
+    "pruned": (SIDE, FEATURES, None, {"compression": Prune(0.5)}),
 }
 # Makes the package, and the checkpoint it is of, in a directory, where both must stay.
 PACKAGES: Mapping[str, Callable[[Path], Path]] = {name: partial(_package, name, *kind) for name, kind in _KINDS.items()}

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mobilevit_coreml.cli.validate import main
+from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.report.text import summary
 from mobilevit_coreml.validation import run as validation
 from mobilevit_coreml.validation.backends import BackendError, Worker
 from mobilevit_coreml.validation.core_ml import UNITS
-from mobilevit_coreml.validation.gates import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.handlers import open_hanging, open_plain, open_raising
 from tests.validation.native import Mac

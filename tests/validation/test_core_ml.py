@@ -10,10 +10,11 @@ import pytest
 
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.report.text import summary
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, open_core_ml
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.native import Mac
 
@@ -25,8 +26,10 @@ Validate = Callable[..., Validation]
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features of two sizes, the first the default."""
     output = tmp_path_factory.mktemp("sizes")
-    sizes = [(64, 64), (64, 96)]
-    return convert("untrained", "xxs", task="features", image_sizes=sizes, output=output, verify=False).path
+    sizes = ((64, 64), (64, 96))
+    return convert(
+        "untrained", "xxs", ConversionOptions(task="features", image_sizes=sizes), output=output, verify=False
+    ).path
 
 
 @pytest.fixture

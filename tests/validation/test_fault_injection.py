@@ -8,7 +8,7 @@ import pytest
 
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import synthetic_images
-from mobilevit_coreml.validation.gates import FAIL, PASS
+from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
 from tests.validation.in_process import InProcess

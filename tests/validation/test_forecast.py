@@ -15,6 +15,7 @@ from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import PackageError
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.operation_names import module_of
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference.reader import read_package
 from mobilevit_coreml.validation import forecast as rules
 from mobilevit_coreml.validation.forecast import RULES, Finding, forecast
@@ -297,7 +298,9 @@ def test_a_real_package(untrained_package: Path, untrained_model: ImageClassifie
 
 
 def test_a_package_in_single_precision(tmp_path: Path) -> None:
-    path = convert("untrained", "xxs", precision="fp32", image_sizes=((64, 64),), output=tmp_path, verify=False).path
+    path = convert(
+        "untrained", "xxs", ConversionOptions(precision="fp32", image_sizes=((64, 64),)), output=tmp_path, verify=False
+    ).path
     operations = read_package(path).function.operations
     found = forecast(path, ())
     assert [finding.operation for finding in found if finding.rule == "boundary"] == ["image__scaled__"]
@@ -305,7 +308,13 @@ def test_a_package_in_single_precision(tmp_path: Path) -> None:
 
 
 def test_packed_attention_keeps_fewer_rules(tmp_path: Path, untrained_model: ImageClassifier) -> None:
-    path = convert("untrained", "xxs", attention="packed", image_sizes=((64, 64),), output=tmp_path, verify=False).path
+    path = convert(
+        "untrained",
+        "xxs",
+        ConversionOptions(attention="packed", image_sizes=((64, 64),)),
+        output=tmp_path,
+        verify=False,
+    ).path
     modules = dict(untrained_model.named_modules())
     layers = {name for name in modules if name.endswith(".attention")}
     found = forecast(path, modules)

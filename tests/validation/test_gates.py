@@ -5,16 +5,7 @@ import math
 import pytest
 
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.validation.gates import (
-    ALL_BOUNDS,
-    FAIL,
-    NOT_RUN,
-    PASS,
-    gate_results,
-    overall,
-    parse_gate,
-    verdict_of,
-)
+from mobilevit_coreml.metrics import BOUNDS, FAIL, NOT_RUN, PASS, gate_results, overall, parse_gate, verdict_of
 
 
 @pytest.mark.parametrize(
@@ -39,12 +30,12 @@ def test_what_is_no_gate(text: str, message: str) -> None:
         parse_gate(text)
 
 
-@pytest.mark.parametrize("name", ALL_BOUNDS)
+@pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize(("figure", "reached"), [(5.0, True), (4.9, None), (5.1, None), (math.nan, False)])
 def test_a_gate_is_reached_or_not(name: str, figure: float, reached: bool | None) -> None:
     (result,) = gate_results({name: 5.0}, {name: figure})
     if reached is None:
-        reached = (figure > 5) == ALL_BOUNDS[name].at_least
+        reached = (figure > 5) == BOUNDS[name].at_least
     assert result.passed is reached
     assert verdict_of([result]) == (PASS if reached else FAIL)
 

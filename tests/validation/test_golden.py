@@ -21,6 +21,8 @@ from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, default_gates
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.interface import CLASS_LABEL, CLASS_PROBABILITIES, POOLED, SEMANTIC_PREDICTIONS
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
@@ -30,12 +32,10 @@ from mobilevit_coreml.validation import golden
 from mobilevit_coreml.validation.core_ml import UNITS
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results, read_manifest
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.golden import swift_test, write_golden
 from mobilevit_coreml.validation.manifest import MANIFEST, RESULTS, SWIFT
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.run import digest_of
-from mobilevit_coreml.verification import default_gates
 from tests.validation.fault_injection import FAULTS, PACKAGES, drawn_weights
 
 TEMPLATE = shipped("validation/swift", "validate/swift") / SWIFT
@@ -44,16 +44,16 @@ Kind = tuple[Path, PackageRecord, Original, Mapping[str, list[LabelledImage]]]
 Kinds = Callable[[str], Kind]
 
 
-def converted(directory: Path, name: str, task: str, sizes: list[tuple[int, int]], **options: Any) -> Path:
+def converted(directory: Path, name: str, task: str, sizes: tuple[tuple[int, int], ...], **options: Any) -> Path:
     weights, output = str(drawn_weights(directory, task)), directory / f"{name}.mlpackage"
-    return convert(weights, "xxs", image_sizes=sizes, output=output, verify=False, **options).path
+    return convert(weights, "xxs", ConversionOptions(image_sizes=sizes, **options), output=output, verify=False).path
 
 
 MADE: Mapping[str, Callable[[Path], Path]] = {
     **{name: PACKAGES[name] for name in ("classifier", "cropped", "segmenter", "features")},
-    "gray": partial(converted, name="gray", task=SEGMENTATION, sizes=[(128, 128)], output_type="image"),
-    "logits": partial(converted, name="logits", task=SEGMENTATION, sizes=[(128, 128)], output_type="logits"),
-    "sizes": partial(converted, name="sizes", task=CLASSIFICATION, sizes=[(64, 64), (96, 64)]),
+    "gray": partial(converted, name="gray", task=SEGMENTATION, sizes=((128, 128),), output_type="image"),
+    "logits": partial(converted, name="logits", task=SEGMENTATION, sizes=((128, 128),), output_type="logits"),
+    "sizes": partial(converted, name="sizes", task=CLASSIFICATION, sizes=((64, 64), (96, 64))),
 }
 
 

@@ -13,11 +13,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mobilevit_coreml.cli.validate import main
+from mobilevit_coreml.compression.schemes import Palettize
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import CheckpointError, InputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.validation.original import load_original
 from mobilevit_coreml.validation.run import validate
 from tests.peers import hugging_face_classifier
@@ -31,7 +33,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A directory as transformers saves it, of three named classes, and its package for two sizes."""
     directory = tmp_path_factory.mktemp("tuned")
     hugging_face_classifier("xxs", id2label={0: "cat", 1: "dog", 2: "fish"}).save_pretrained(directory / "run")
-    made = convert(str(directory / "run"), image_sizes=[(64, 64), (64, 96)], output=directory, verify=False)
+    made = convert(
+        str(directory / "run"),
+        options=ConversionOptions(image_sizes=((64, 64), (64, 96))),
+        output=directory,
+        verify=False,
+    )
     return directory / "run", made.path
 
 
@@ -140,8 +147,8 @@ def test_what_the_conversion_was_given(tuned: tuple[Path, Path], tmp_path: Path)
     weights, _ = tuned
     names = tmp_path / "names.txt"
     names.write_text("Katze\nHund\nFisch\n")
-    options = {"image_sizes": [(64, 64)], "output": tmp_path, "verify": False}
-    package = convert(str(weights), labels=names, channel_order="RGB", **options).path  # type: ignore[arg-type]
+    options = ConversionOptions(image_sizes=((64, 64),), labels=names, channel_order="RGB")
+    package = convert(str(weights), options=options, output=tmp_path, verify=False).path
     failed = {check.name: check.detail for _, check in validate(package).checks if not check.passed}
     assert failed.keys() == {"record", "input", "labels", "operations"}
     assert failed["labels"] == "0: expected 'cat', got 'Katze' (2 more)"
@@ -152,7 +159,11 @@ def test_what_the_conversion_was_given(tuned: tuple[Path, Path], tmp_path: Path)
 @pytest.mark.usefixtures("in_process")
 def test_compressed_weights_have_a_gate_of_their_own(tmp_path: Path) -> None:
     package = convert(
-        "untrained", "xxs", task="features", image_sizes=[(64, 64)], palettize=8, output=tmp_path, verify=False
+        "untrained",
+        "xxs",
+        ConversionOptions(task="features", image_sizes=((64, 64),), compression=Palettize(8)),
+        output=tmp_path,
+        verify=False,
     ).path
     validation = validate(package)
     assert validation.verdict == PASS

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml.cli.common import Stages
 from mobilevit_coreml.cli.convert import parser
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
+from mobilevit_coreml.options import ConversionOptions
+from mobilevit_coreml.progress import silent
 from mobilevit_coreml.reference.reader import read_specification
 from mobilevit_coreml.validation import tune as tuning_module
-from mobilevit_coreml.validation.gates import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.validation.tune import FORMS, Candidate, Tuning, command, tune, tuning_table
 from tests.validation.native import Mac
 
@@ -38,7 +39,7 @@ def tuned(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr("mobilevit_coreml.validation.dataset.synthetic_images", partial(synthetic_images, count=2))
         monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: True)
         monkeypatch.setattr(tuning_module, "core_ml_is_here", lambda: True)
-        return tune(package, weights, units, 60.0, Stages())
+        return tune(package, weights, units, 60.0, silent)
 
     return run
 
@@ -100,12 +101,14 @@ def test_the_package_is_made_again_as_it_was(tuned: Any, tmp_path: Path) -> None
     package = convert(
         "untrained",
         "xxs",
-        precision="fp32",
-        target="iOS15",
-        image_sizes=[(64, 96)],
-        include_crop=True,
-        labels=labels,
-        channel_order="RGB",
+        ConversionOptions(
+            precision="fp32",
+            target="iOS15",
+            image_sizes=((64, 96),),
+            include_crop=True,
+            labels=labels,
+            channel_order="RGB",
+        ),
         output=tmp_path,
         verify=False,
     ).path
@@ -148,7 +151,7 @@ def test_other_packages_are_made_again(
 
 def test_off_a_mac_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_module, "core_ml_is_here", lambda: False)
-    tuning = tune(tmp_path / "none.mlpackage", None, (), 60.0, Stages())
+    tuning = tune(tmp_path / "none.mlpackage", None, (), 60.0, silent)
     assert (tuning.verdict, tuning.candidates, tuning.best) == (NOT_RUN, (), None)
     assert "Core ML is on a Mac only" in tuning_table(tuning)
     assert list(tmp_path.iterdir()) == []
