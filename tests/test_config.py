@@ -169,6 +169,6 @@ def test_names_the_file_at_fault(values: dict[str, Any], message: str) -> None:
 
 
 def test_names_here_are_the_ones_the_model_knows() -> None:
-    assert tuple(attention.ATTENTION_FORMS) == tuple(AttentionImplementation)
-    assert tuple(block.UNFOLD_FORMS) == tuple(UnfoldImplementation)
+    assert tuple(attention.ATTENTION_IMPLEMENTATIONS) == tuple(AttentionImplementation)
+    assert tuple(block.UNFOLD_IMPLEMENTATIONS) == tuple(UnfoldImplementation)
     assert tuple(layers.ACTIVATION_LAYERS) == ACTIVATIONS

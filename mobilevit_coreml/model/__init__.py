@@ -1,10 +1,10 @@
-"""MobileViT as PyTorch modules, written to be traced and to be trained.
+"""MobileViT as PyTorch modules, for training and for tracing.
 
-Letters in shape comments: B batch, C channels, H W rows and columns of a map, D width of a
-transformer, P places within a patch, N patches, which are the tokens of attention.
+Shapes: B batch, C channels, H height and W width of a feature map, D transformer width,
+P pixels in a patch, N patches (the tokens of attention).
 """
 
-from mobilevit_coreml.model.attention import ATTENTION_FORMS
+from mobilevit_coreml.model.attention import ATTENTION_IMPLEMENTATIONS
 from mobilevit_coreml.model.backbone import Backbone, Features
 from mobilevit_coreml.model.folding import fold_for_inference
 from mobilevit_coreml.model.heads import (
@@ -19,7 +19,7 @@ from mobilevit_coreml.model.heads import (
 )
 
 __all__ = [
-    "ATTENTION_FORMS",
+    "ATTENTION_IMPLEMENTATIONS",
     "Backbone",
     "ClassifierOutput",
     "FeatureExtractor",

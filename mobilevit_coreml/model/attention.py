@@ -1,4 +1,4 @@
-"""Multi-head self-attention on (B, D, 1, N), in two equal forms; which one is chosen when the model is built."""
+"""Multi-head self-attention on (B, D, 1, N), in two equivalent implementations."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,34 +8,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Attention(nn.Module):
-    """Self-attention among the N tokens of each sequence (Mehta & Rastegari 2022, section 3.1).
+class SelfAttention(nn.Module):
+    """Self-attention over N tokens (Mehta & Rastegari 2022, section 3.1): (B, D, 1, N) -> (B, D, 1, N).
 
-    (B, D, 1, N) -> (B, D, 1, N). The linear layers are 1x1 convolutions; queries, keys and values
-    come from one. `form` is a key of ATTENTION_FORMS. Sizes are ints known when the module is made,
-    since arithmetic on a traced shape would end up in the Core ML program.
+    The linear layers are 1x1 convolutions, with one for queries, keys and values. `implementation` is
+    a key of ATTENTION_IMPLEMENTATIONS. Sizes are fixed at construction, because arithmetic on traced
+    shapes would become operations of the Core ML program.
     """
 
-    def __init__(self, width: int, heads: int, tokens: int, form: str, qkv_bias: bool, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, tokens: int, implementation: str, qkv_bias: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.head_width = width // heads
         self.tokens = tokens
-        # Becomes None when `fold_for_inference` puts it into the query weights.
+        # None after `fold_for_inference` has multiplied the query weights by it
         self.scale: float | None = 1 / math.sqrt(self.head_width)
         self.qkv = nn.Conv2d(width, 3 * width, 1, bias=qkv_bias)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Conv2d(width, width, 1)
-        self.attend = ATTENTION_FORMS[form]
+        self.attend = ATTENTION_IMPLEMENTATIONS[implementation]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(self, x)
 
 
-def split_einsum(attention: Attention, x: Tensor) -> Tensor:
-    """One head at a time, softmax over the channel axis: the form Apple documents for the Neural Engine.
+def split_einsum(attention: SelfAttention, x: Tensor) -> Tensor:
+    """Per-head einsum with softmax over the channel axis, as in Apple's ml-ane-transformers.
 
-    One transpose a layer, of the keys of all heads together.
+    One transpose per layer, of the keys of all heads.
     """
     q, k, v = attention.qkv(x).chunk(3, dim=1)  # B D 1 N
     if attention.scale is not None:
@@ -50,12 +52,11 @@ def split_einsum(attention: Attention, x: Tensor) -> Tensor:
     return attention.out(torch.cat(contexts, dim=1))
 
 
-def packed(attention: Attention, x: Tensor) -> Tensor:
-    """All heads in one rank-4 matmul: the fewest operations, no transpose, one reshape.
+def packed(attention: SelfAttention, x: Tensor) -> Tensor:
+    """All heads in one rank-4 matmul: fewest operations, no transpose, one reshape.
 
-    The output projection reads the heads where the matmul leaves them: a convolution with a
-    (D/heads, 1) kernel over (B, heads, D/heads, N) is the 1x1 one over (B, D, 1, N) without the
-    reshape in between.
+    The output projection is a convolution with a (D/heads, 1) kernel over (B, heads, D/heads, N),
+    which is equal to a reshape to (B, D, 1, N) and a 1x1 convolution.
     """
     heads, width = attention.heads, attention.head_width
     q, k, v = attention.qkv(x).reshape(-1, 3 * heads, width, attention.tokens).chunk(3, dim=1)  # B heads D/heads N
@@ -69,7 +70,7 @@ def packed(attention: Attention, x: Tensor) -> Tensor:
 
 
 def projection_over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
-    """The output projection of the packed form as a convolution of its own, over (B, heads, D/heads, N)."""
+    """The output projection as a convolution over (B, heads, D/heads, N), for the packed implementation."""
     width = out.in_channels // heads
     conv = nn.Conv2d(heads, out.out_channels, (width, 1))
     assert out.bias is not None
@@ -77,7 +78,7 @@ def projection_over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
     return conv
 
 
-ATTENTION_FORMS: Mapping[str, Callable[[Attention, Tensor], Tensor]] = {
+ATTENTION_IMPLEMENTATIONS: Mapping[str, Callable[[SelfAttention, Tensor], Tensor]] = {
     "split_einsum": split_einsum,
     "packed": packed,
 }

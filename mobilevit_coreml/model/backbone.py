@@ -1,4 +1,4 @@
-"""Stem, five stages and the final expansion."""
+"""Backbone: stem, five stages and the final expansion."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ DEPTHS = {3: 2, 4: 4, 5: 3}  # transformer layers in stages 3, 4 and 5
 
 
 class Features(NamedTuple):
-    """What a backbone computes: `feature_map` (B, C, H, W) and the five stages' maps."""
+    """Output of Backbone: `feature_map` (B, C, H, W) and the outputs of the five stages."""
 
     feature_map: Tensor
     hidden_states: tuple[Tensor, ...]
@@ -23,8 +23,8 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """MobileViT without a head (Mehta & Rastegari 2022, table 4).
 
-    pixels (B, num_channels, H, W), 0 to 1, in the checkpoint's channel order, H and W exactly
-    config.image_size. The feature map is 1/output_stride of that, sides rounded up, with
+    pixels: (B, num_channels, H, W), 0 to 1, in the checkpoint's channel order, (H, W) equal to
+    config.image_size. The feature map has 1/output_stride of that size, rounded up, and
     neck_hidden_sizes[6] channels, or neck_hidden_sizes[5] without `expand`.
     """
 
@@ -49,7 +49,7 @@ class Backbone(nn.Module):
 
 
 def _stage(config: MobileViTConfig, number: int, attention: str, unfold: str) -> nn.Sequential:
-    """Inverted residuals; from stage 3 on, one of them and a MobileViT block."""
+    """Stages 1 and 2: inverted residuals; stages 3 to 5: one inverted residual and a MobileViT block."""
     in_channels, channels = config.neck_hidden_sizes[number - 1 : number + 1]
     ratio, activation = config.expand_ratio, config.hidden_act
     stride, dilation = config.stage_strides()[number - 1], config.stage_dilations()[number - 1]

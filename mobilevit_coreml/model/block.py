@@ -1,4 +1,4 @@
-"""The MobileViT block: convolutions for what is near, a transformer for what is far."""
+"""MobileViT block: local convolutions, and a transformer across patches."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from mobilevit_coreml.config import MobileViTConfig
 from mobilevit_coreml.errors import ConfigError
-from mobilevit_coreml.model.attention import Attention
+from mobilevit_coreml.model.attention import SelfAttention
 from mobilevit_coreml.model.layers import ACTIVATION_LAYERS, ChannelLayerNorm, ConvLayer
 from mobilevit_coreml.model.ops import batch_to_space, resize_bilinear, space_to_batch
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm attention and two-layer perceptron, each with a residual: (B, D, 1, N) -> (B, D, 1, N)."""
+    """Pre-norm attention and MLP with residual connections: (B, D, 1, N) -> (B, D, 1, N)."""
 
     def __init__(self, config: MobileViTConfig, width: int, tokens: int, attention: str) -> None:
         super().__init__()
         mlp_width = int(width * config.mlp_ratio)
         self.attention_norm = ChannelLayerNorm(width, config.layer_norm_eps)
-        self.attention = Attention(
+        self.attention = SelfAttention(
             width,
             config.num_attention_heads,
             tokens,
@@ -41,14 +41,14 @@ class TransformerLayer(nn.Module):
 
 
 class MobileViTBlock(nn.Module):
-    """Local convolutions, a transformer across patches, and their fusion (Mehta & Rastegari 2022, figure 1b).
+    """Local convolutions, a transformer across patches, and fusion (Mehta & Rastegari 2022, figure 1b).
 
-    (B, C, H, W) -> (B, C, H, W). Attention runs among the pixels at the same place within their
-    patches, P places of N patches each: (B, D, H, W) -> (P*B, D, 1, N). `map_size` is (H, W); one
-    that is no multiple of the patch is resized up before and back after, as the reference does.
-    `unfold` is a key of UNFOLD_FORMS.
+    (B, C, H, W) -> (B, C, H, W). Attention is between the pixels at the same position of the N
+    patches: (B, D, H, W) -> (P*B, D, 1, N). A `map_size` (H, W) that is not a multiple of the patch is
+    resized up before and back after, as in transformers. `attention` and `unfold` are keys of
+    ATTENTION_IMPLEMENTATIONS and UNFOLD_IMPLEMENTATIONS.
 
-    Raises ConfigError for patches the form cannot cut.
+    Raises ConfigError for patches that the unfold implementation does not support.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class MobileViTBlock(nn.Module):
         self.patch = config.patch_hw
         if unfold == "pixel_shuffle" and self.patch[0] != self.patch[1]:
             raise ConfigError(
-                "patch_size: expected a square for the unfold form pixel_shuffle, "
+                "patch_size: expected a square patch for the unfold implementation pixel_shuffle, "
                 f"got {self.patch[0]}x{self.patch[1]}; use space_to_batch"
             )
-        self.places = math.prod(self.patch)
+        self.patch_area = math.prod(self.patch)
         rows = math.ceil(map_size[0] / self.patch[0])
         columns = math.ceil(map_size[1] / self.patch[1])
         self.grid = (rows, columns)
         self.tokens = rows * columns
         self.patched_size = (rows * self.patch[0], columns * self.patch[1])
         self.needs_resize = self.patched_size != map_size
-        self.unfold_form, self.fold_form = UNFOLD_FORMS[unfold]
+        self.unfold_implementation, self.fold_implementation = UNFOLD_IMPLEMENTATIONS[unfold]
         kernel, activation = config.conv_kernel_size, config.hidden_act
 
         self.local = ConvLayer(channels, channels, kernel, activation)
@@ -93,43 +93,43 @@ class MobileViTBlock(nn.Module):
         return self.fusion(torch.cat([x, y], dim=1))
 
     def unfold(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) -> (P*B, D, 1, N), place within the patch outermost."""
+        """(B, D, H, W) -> (P*B, D, 1, N), position within the patch outermost."""
         if self.needs_resize:
             x = resize_bilinear(x, self.patched_size)
-        return self.unfold_form(self, x)
+        return self.unfold_implementation(self, x)
 
     def fold(self, x: Tensor) -> Tensor:
         """(P*B, D, 1, N) -> (B, D, H, W)."""
-        x = self.fold_form(self, x)
+        x = self.fold_implementation(self, x)
         return resize_bilinear(x, self.map_size) if self.needs_resize else x
 
 
 def unfold_to_batch(block: MobileViTBlock, x: Tensor) -> Tensor:
-    """Each place within the patch into the batch at once, and the patches into one row."""
+    """(B, D, H, W) -> (P*B, D, 1, N) by space_to_batch."""
     x = space_to_batch(x, block.patch)  # P*B D rows columns
     return x.reshape(-1, block.width, 1, block.tokens)
 
 
 def fold_from_batch(block: MobileViTBlock, x: Tensor) -> Tensor:
-    """Undo `unfold_to_batch`."""
+    """Inverse of `unfold_to_batch`."""
     return batch_to_space(x.reshape(-1, block.width, *block.grid), block.patch)
 
 
 def unfold_to_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
-    """Each place into the channels first, where it is innermost; a transpose brings it out."""
+    """(B, D, H, W) -> (P*B, D, 1, N) by pixel_unshuffle and a transpose."""
     x = F.pixel_unshuffle(x, block.patch[0])  # B D*P rows columns
-    x = x.reshape(-1, block.places, 1, block.tokens).transpose(0, 1)  # P B*D 1 N
-    return x.reshape(-1, block.width, 1, block.tokens)  # of one image it has this shape already
+    x = x.reshape(-1, block.patch_area, 1, block.tokens).transpose(0, 1)  # P B*D 1 N
+    return x.reshape(-1, block.width, 1, block.tokens)  # a no-op for a batch of one
 
 
 def fold_from_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
-    """Undo `unfold_to_channels`."""
-    x = x.reshape(block.places, -1, 1, block.tokens).transpose(0, 1)  # B*D P 1 N
-    return F.pixel_shuffle(x.reshape(-1, block.width * block.places, *block.grid), block.patch[0])
+    """Inverse of `unfold_to_channels`."""
+    x = x.reshape(block.patch_area, -1, 1, block.tokens).transpose(0, 1)  # B*D P 1 N
+    return F.pixel_shuffle(x.reshape(-1, block.width * block.patch_area, *block.grid), block.patch[0])
 
 
-Step = Callable[[MobileViTBlock, Tensor], Tensor]
-UNFOLD_FORMS: Mapping[str, tuple[Step, Step]] = {
+Reshape = Callable[[MobileViTBlock, Tensor], Tensor]
+UNFOLD_IMPLEMENTATIONS: Mapping[str, tuple[Reshape, Reshape]] = {  # unfold, fold
     "space_to_batch": (unfold_to_batch, fold_from_batch),
     "pixel_shuffle": (unfold_to_channels, fold_from_channels),
 }

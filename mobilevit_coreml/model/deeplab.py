@@ -1,4 +1,4 @@
-"""DeepLabV3's head: context at several distances, then a class for each cell (Chen et al. 2017)."""
+"""DeepLabV3 head: atrous spatial pyramid pooling and a classifier (Chen et al. 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from mobilevit_coreml.config import MobileViTConfig
 from mobilevit_coreml.model.layers import ConvLayer
 
-ACTIVATION = "relu"  # of the head, whatever the backbone's is
+ACTIVATION = "relu"  # independent of the backbone's activation
 
 
 class Projection(ConvLayer):
-    """1x1 convolution of maps (B, C1, H, W) joined with one value a channel for all places, (B, C2, 1, 1).
+    """1x1 convolution of maps (B, C1, H, W) concatenated with pooled values (B, C2, 1, 1).
 
-    Those values are the same at every place, and so is their share of the result: it is added by
-    broadcasting. The reference spreads them over the map and joins that to the rest first.
+    The contribution of the pooled values is the same at every pixel and is added by broadcasting;
+    transformers expands them to the size of the maps and concatenates.
     """
 
     def forward(self, maps: Tensor, values: Tensor) -> Tensor:  # type: ignore[override]
@@ -24,7 +24,7 @@ class Projection(ConvLayer):
 
 
 class SplitProjection(nn.Module):
-    """The same with the two shares as convolutions of their own, from a Projection whose batch norm is folded."""
+    """A Projection with folded batch norm as two convolutions, one for the maps and one for the pooled values."""
 
     def __init__(self, projection: Projection, maps: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SplitProjection(nn.Module):
 
 
 class Branches(nn.Sequential):
-    """Modules side by side on the same input, their outputs joined along the channels."""
+    """Parallel modules on the same input; outputs concatenated along the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self], dim=1)
@@ -50,8 +50,8 @@ class Branches(nn.Sequential):
 class DeepLabV3Head(nn.Module):
     """(B, neck_hidden_sizes[5], H, W) -> logits (B, classes, H, W).
 
-    Atrous spatial pyramid pooling: a 1x1 convolution, three dilated 3x3 ones and the mean of the whole
-    map, projected together.
+    Atrous spatial pyramid pooling: a 1x1 convolution, three dilated 3x3 convolutions and the global
+    average, projected together.
     """
 
     def __init__(self, config: MobileViTConfig) -> None:

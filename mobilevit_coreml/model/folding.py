@@ -1,4 +1,4 @@
-"""What inference does not need apart: batch norm goes into the convolutions, the attention scale into the queries."""
+"""Folding for inference: batch norm into the convolutions, attention scale into the query weights."""
 
 import copy
 from typing import TypeVar
@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mobilevit_coreml.model.attention import Attention, packed, projection_over_heads
+from mobilevit_coreml.model.attention import SelfAttention, packed, projection_over_heads
 from mobilevit_coreml.model.deeplab import DeepLabV3Head, Projection, SplitProjection
 from mobilevit_coreml.model.layers import ConvLayer
 
@@ -14,31 +14,31 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold_for_inference(model: Model) -> Model:
-    """A copy in eval mode that computes the same with fewer operations, and cannot be trained further.
+    """An equivalent copy in eval mode with fewer operations, without gradients.
 
-    Every weight of it is that of a convolution or a linear layer which is called as it stands.
+    All its weights belong to convolutions or linear layers, which are called as modules.
     """
     folded = copy.deepcopy(model).requires_grad_(False).eval()
     for module in list(folded.modules()):
         if isinstance(module, ConvLayer):
             _fold_batch_norm(module)
-        elif isinstance(module, Attention):
+        elif isinstance(module, SelfAttention):
             _fold_attention(module)
     for module in list(folded.modules()):
         if isinstance(module, DeepLabV3Head) and isinstance(module.project, Projection):
             maps = module.project.conv.in_channels - module.pool.conv.out_channels
             module.project = SplitProjection(module.project, maps)
-    return folded.requires_grad_(False).eval()  # the modules that came in, too
+    return folded.requires_grad_(False).eval()  # including the new modules
 
 
 def _fold_batch_norm(layer: ConvLayer) -> None:
     if isinstance(layer.batch_norm, nn.BatchNorm2d):
-        # in double precision, since a quotient of variances is rounded only once that way
+        # in double precision, so that the weights are rounded only once
         layer.conv = fuse_conv_bn_eval(layer.conv.double(), layer.batch_norm.double()).float()
         layer.batch_norm = nn.Identity()
 
 
-def _fold_attention(attention: Attention) -> None:
+def _fold_attention(attention: SelfAttention) -> None:
     if attention.scale is not None:
         width = attention.heads * attention.head_width
         for parameter in attention.qkv.parameters():

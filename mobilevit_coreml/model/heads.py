@@ -1,4 +1,4 @@
-"""The tasks: a backbone and what is computed from its features."""
+"""Models of the tasks: a backbone and a head."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from mobilevit_coreml.model.initialization import initialize
 
 
 class ClassifierOutput(NamedTuple):
-    """What a classifier computes: `logits` (B, classes), `pooled` (B, C), the stages' maps, the loss if asked for."""
+    """Output of ImageClassifier: `logits` (B, classes), `pooled` (B, C), outputs of the stages, loss with labels."""
 
     logits: Tensor
     pooled: Tensor
@@ -23,9 +23,9 @@ class ClassifierOutput(NamedTuple):
 class ImageClassifier(nn.Module):
     """MobileViT with a linear head on the pooled features.
 
-    pixels (B, num_channels, H, W), 0 to 1, H and W exactly config.image_size. `labels` are class
-    indices (B,), or for several labels an image 0/1 floats (B, classes), or for a single-output
-    head regression targets (B,); with them the output carries the mean loss.
+    pixels: (B, num_channels, H, W), 0 to 1, (H, W) equal to config.image_size. labels: class indices
+    (B,); 0/1 floats (B, classes) for multi-label classification; regression targets (B,) for a head
+    with one output. With labels the output has the mean loss.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ImageClassifier(nn.Module):
 
 
 class SegmenterOutput(NamedTuple):
-    """What a segmenter computes: `logits` (B, classes, H, W), H and W 1/output_stride of the pixels', and the rest."""
+    """Output of SemanticSegmenter: `logits` (B, classes, H/s, W/s), s: output stride, outputs of the stages, loss."""
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...]
@@ -55,11 +55,11 @@ class SegmenterOutput(NamedTuple):
 
 
 class SemanticSegmenter(nn.Module):
-    """MobileViT with DeepLabV3's head on the last stage; output_stride 16 or 8 in the configuration.
+    """MobileViT with a DeepLabV3 head on the last stage; config.output_stride is 16 or 8.
 
-    pixels (B, num_channels, H, W), 0 to 1, H and W exactly config.image_size. `labels` are class
-    indices (B, H', W') of any size, semantic_loss_ignore_index where a pixel does not count; with
-    them the output carries the mean cross entropy of the logits resized to them.
+    pixels: (B, num_channels, H, W), 0 to 1, (H, W) equal to config.image_size. labels: class indices
+    (B, H', W') of any size, semantic_loss_ignore_index for ignored pixels. With labels the output has
+    the mean cross entropy of the logits resized to (H', W').
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SemanticSegmenter(nn.Module):
 
 
 class FeatureExtractorOutput(NamedTuple):
-    """What a feature extractor computes: `pooled` (B, C), `feature_map` (B, C, H, W), the stages' maps."""
+    """Output of FeatureExtractor: `pooled` (B, C), `feature_map` (B, C, H, W), outputs of the stages."""
 
     pooled: Tensor
     feature_map: Tensor
@@ -92,7 +92,7 @@ class FeatureExtractorOutput(NamedTuple):
 class FeatureExtractor(nn.Module):
     """MobileViT without a head.
 
-    pixels (B, num_channels, H, W), 0 to 1, H and W exactly config.image_size. `pooled` is the mean of
+    pixels: (B, num_channels, H, W), 0 to 1, (H, W) equal to config.image_size. `pooled` is the mean of
     the feature map, which has neck_hidden_sizes[6] channels, or [5] without the final expansion.
     """
 
@@ -123,7 +123,7 @@ def model_for(
     unfold: str = "space_to_batch",
     expand: bool = True,
 ) -> Model:
-    """A new model for a task; `expand` is a feature extractor's, which may do without the final expansion."""
+    """A new model for a task; `expand` is for feature extractors: with the backbone's final expansion."""
     if task == CLASSIFICATION:
         return ImageClassifier(config, attention, unfold)
     if task == SEGMENTATION:
@@ -133,9 +133,9 @@ def model_for(
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of (B, classes) logits: cross entropy for indices, BCE for 0/1 floats, MSE for one output.
+    """Mean loss of logits (B, classes), as in transformers.
 
-    The choice among the three is the reference's.
+    Cross entropy for class indices, binary cross entropy for 0/1 floats, mean squared error for one output.
     """
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels.reshape(-1).to(logits.dtype))

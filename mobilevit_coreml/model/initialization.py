@@ -1,4 +1,4 @@
-"""Weights before training."""
+"""Initial weights."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 
 @torch.no_grad()
 def initialize(model: nn.Module, std: float) -> None:
-    """Fill a new model: weights from N(0, std), biases zero, norms the identity, from torch's generator."""
+    """Initialize weights of convolutions and linear layers from N(0, std) and biases to zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=std)

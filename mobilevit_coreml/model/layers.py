@@ -1,4 +1,4 @@
-"""The convolutional layers and the norm, all on (B, C, H, W)."""
+"""Convolutional layers and layer norm, on (B, C, H, W)."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mobilevit_coreml.model.ops import channel_layer_norm
 
-BATCH_NORM_EPS = 1e-5  # fixed in the reference, not part of its configuration
+BATCH_NORM_EPS = 1e-5  # a constant in transformers, too
 
 ACTIVATION_LAYERS: Mapping[str, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -23,8 +23,8 @@ ACTIVATION_LAYERS: Mapping[str, type[nn.Module]] = {
 class ConvLayer(nn.Module):
     """Convolution without bias, batch norm, activation.
 
-    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride), sides rounded up.
-    `activation` is a key of ACTIVATION_LAYERS, or None.
+    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride), rounded up. `activation` is a key
+    of ACTIVATION_LAYERS, or None.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ConvLayer(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: expand 1x1, depthwise 3x3, reduce 1x1 (Sandler et al. 2018).
+    """MobileNetV2 block: expand 1x1, depthwise 3x3, reduce 1x1 (Sandler et al. 2018).
 
-    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride); the input is added where the
-    two shapes are equal.
+    (B, in_channels, H, W) -> (B, out_channels, H/stride, W/stride), with a residual connection if the
+    shapes are equal.
     """
 
     def __init__(
@@ -89,6 +89,6 @@ class ChannelLayerNorm(nn.Module):
 
 
 def make_divisible(channels: int, divisor: int = 8) -> int:
-    """Nearest multiple of `divisor`, at most 10 % below `channels` (MobileNet's rule for widths)."""
+    """Nearest multiple of `divisor` that is at most 10 % below `channels`, as in MobileNet."""
     rounded = max(divisor, (channels + divisor // 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor

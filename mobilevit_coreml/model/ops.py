@@ -1,10 +1,8 @@
-"""Steps that are one MIL operation each: torch operators the converter knows by name.
+"""Custom torch operators, each of which `mil.translations` converts to one MIL operation.
 
-Written out in torch's operations they would be many in MIL: an unfold up to seven reshapes and six
-transposes, a layer norm over channels two transposes, or its parts with a bias that does not fuse.
-As operators of their own they keep their names in a trace, and the conversion (`mil`) puts the MIL
-operation in their place. Each is registered as a composite of ordinary torch operations, so
-gradients need no code here.
+Traced as ordinary torch operations they would be many MIL operations: an unfold up to seven reshapes
+and six transposes, a layer norm over channels two transposes. They are registered as composites of
+torch operations, so autograd works without further code.
 """
 
 import torch
@@ -54,16 +52,16 @@ for _name, _implementation in (
 
 
 def space_to_batch(x: Tensor, block: tuple[int, int]) -> Tensor:
-    """Move each place within a block of the map into the batch (MIL `space_to_batch`, no padding).
+    """Move each position within a block of the map to the batch (MIL `space_to_batch`, no padding).
 
     x: (B, C, H, W), H and W multiples of `block`. Returns (P*B, C, H/P_h, W/P_w) with P = P_h*P_w
-    and the place within the block outermost.
+    and the position within the block outermost.
     """
     return torch.ops.mobilevit_coreml.space_to_batch(x, *block)
 
 
 def batch_to_space(x: Tensor, block: tuple[int, int]) -> Tensor:
-    """Undo `space_to_batch`: (P*B, C, H/P_h, W/P_w) -> (B, C, H, W) (MIL `batch_to_space`, no crop)."""
+    """Inverse of `space_to_batch`: (P*B, C, H/P_h, W/P_w) -> (B, C, H, W) (MIL `batch_to_space`, no crop)."""
     return torch.ops.mobilevit_coreml.batch_to_space(x, *block)
 
 

@@ -14,9 +14,9 @@ from mobilevit_coreml.checkpoints.untrained import untrained_state
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, Task, published_config
 from mobilevit_coreml.errors import CheckpointError, MobileViTError
 from mobilevit_coreml.labels import voc_labels
-from mobilevit_coreml.model import ATTENTION_FORMS
-from mobilevit_coreml.model.attention import Attention
-from mobilevit_coreml.model.block import UNFOLD_FORMS, MobileViTBlock
+from mobilevit_coreml.model import ATTENTION_IMPLEMENTATIONS
+from mobilevit_coreml.model.attention import SelfAttention
+from mobilevit_coreml.model.block import UNFOLD_IMPLEMENTATIONS, MobileViTBlock
 from mobilevit_coreml.preprocessing import Preprocessing
 from tests.peers import (
     cvnets_state,
@@ -234,18 +234,20 @@ def test_untrained_weights_are_for_what_is_published(untrained: Checkpoint) -> N
     assert untrained.state.keys() == untrained.model().state_dict().keys()
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 def test_a_checkpoints_model_attends_as_it_is_told(untrained: Checkpoint, attention: str) -> None:
     model = untrained.model(attention)
     assert not model.training
-    forms = {module.attend for module in model.modules() if isinstance(module, Attention)}
-    assert forms == {ATTENTION_FORMS[attention]}
+    forms = {module.attend for module in model.modules() if isinstance(module, SelfAttention)}
+    assert forms == {ATTENTION_IMPLEMENTATIONS[attention]}
 
 
-@pytest.mark.parametrize("unfold", UNFOLD_FORMS)
+@pytest.mark.parametrize("unfold", UNFOLD_IMPLEMENTATIONS)
 def test_a_checkpoints_model_unfolds_as_it_is_told(untrained: Checkpoint, unfold: str) -> None:
     blocks = [module for module in untrained.model(unfold=unfold).modules() if isinstance(module, MobileViTBlock)]
-    assert {(block.unfold_form, block.fold_form) for block in blocks} == {UNFOLD_FORMS[unfold]}
+    assert {(block.unfold_implementation, block.fold_implementation) for block in blocks} == {
+        UNFOLD_IMPLEMENTATIONS[unfold]
+    }
 
 
 def test_bare_file_next_to_nothing(tmp_path: Path) -> None:

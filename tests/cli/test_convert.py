@@ -299,7 +299,7 @@ def test_patches_that_are_no_square(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()  # transformers' progress
     arguments = ["--weights", str(tmp_path / "peer"), "--output", str(tmp_path)]
     assert fails([*arguments, "--unfold", "pixel_shuffle"], capsys) == (
-        "patch_size: expected a square for the unfold form pixel_shuffle, got 2x1; use space_to_batch"
+        "patch_size: expected a square patch for the unfold implementation pixel_shuffle, got 2x1; use space_to_batch"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["peer"]
     assert main(arguments) == 0

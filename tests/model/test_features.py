@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from mobilevit_coreml.config import VARIANTS
-from mobilevit_coreml.model import ATTENTION_FORMS, FeatureExtractor, fold_for_inference
+from mobilevit_coreml.model import ATTENTION_IMPLEMENTATIONS, FeatureExtractor, fold_for_inference
 from tests.peers import hugging_face_backbone, images, ours, snr, timm_classifier
 
 ENOUGH = 100  # dB, as for the classifiers
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", [(160, 160), (200, 140)])  # the first fits the patch until stage 4, the second never
 @pytest.mark.parametrize("expand", [True, False])
 @pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
@@ -21,7 +21,9 @@ def test_every_map_and_the_pooled_features(variant: str, expand: bool, size: tup
     reference = peer(pixels, output_hidden_states=True)
     model = ours(peer, size, attention)
     assert isinstance(model, FeatureExtractor)
-    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {ATTENTION_FORMS[attention]}
+    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {
+        ATTENTION_IMPLEMENTATIONS[attention]
+    }
     for output in (model(pixels), fold_for_inference(model)(pixels)):
         for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
             assert snr(expected, got) > ENOUGH, f"stage {stage}"

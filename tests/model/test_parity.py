@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mobilevit_coreml.config import VARIANTS, AttentionImplementation, UnfoldImplementation
 from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
-from mobilevit_coreml.model.block import UNFOLD_FORMS as UNFOLDING
+from mobilevit_coreml.model.block import UNFOLD_IMPLEMENTATIONS as UNFOLDING
 from mobilevit_coreml.model.block import MobileViTBlock, TransformerLayer
 from tests.peers import hugging_face_classifier, images, ours, randomize, snr, timm_classifier
 
@@ -53,7 +53,7 @@ def test_unfold_and_fold(size: int, patch: int, batch: int, unfold: str) -> None
         tokens = block.unfold(x)
         assert torch.equal(sequences(tokens, batch), reference)
         assert torch.equal(block.fold(tokens), peer_stage(peer, index).folding(reference, info))
-        assert block.unfold_form is UNFOLDING[unfold][0]
+        assert block.unfold_implementation is UNFOLDING[unfold][0]
 
 
 def test_patches_that_are_no_square_are_cut_by_space_to_batch_only() -> None:
@@ -62,7 +62,7 @@ def test_patches_that_are_no_square_are_cut_by_space_to_batch_only() -> None:
     with pytest.raises(ConfigError) as error:
         ImageClassifier(config, unfold="pixel_shuffle")
     assert str(error.value) == (
-        "patch_size: expected a square for the unfold form pixel_shuffle, got 2x1; use space_to_batch"
+        "patch_size: expected a square patch for the unfold implementation pixel_shuffle, got 2x1; use space_to_batch"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mobilevit_coreml.config import config_from_hugging_face
-from mobilevit_coreml.model import ATTENTION_FORMS, SemanticSegmenter, fold_for_inference
+from mobilevit_coreml.model import ATTENTION_IMPLEMENTATIONS, SemanticSegmenter, fold_for_inference
 from tests.peers import hugging_face_segmenter, images, ours, randomize, snr
 
 ENOUGH = 100  # dB, as for the classifiers
@@ -12,7 +12,7 @@ ENOUGH = 100  # dB, as for the classifiers
 SIZES = {16: 128, 8: 160}  # of the image, by output stride: maps of 8x8 and of 20x20
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("output_stride", [16, 8])
 @pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
 @torch.no_grad()
@@ -23,7 +23,9 @@ def test_stages_and_logits(variant: str, output_stride: int, attention: str) -> 
     reference = peer(pixels, output_hidden_states=True)
     assert reference.logits.shape == (1, 21, size // output_stride, size // output_stride)
     model = ours(peer, size, attention, output_stride=output_stride)
-    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {ATTENTION_FORMS[attention]}
+    assert {module.attend for module in model.modules() if hasattr(module, "attend")} == {
+        ATTENTION_IMPLEMENTATIONS[attention]
+    }
     output = model(pixels)
     for stage, (expected, got) in enumerate(zip(reference.hidden_states, output.hidden_states, strict=True), 1):
         assert snr(expected, got) > ENOUGH, f"stage {stage}"
@@ -42,7 +44,7 @@ UNEVEN = {
 }
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize(("size", "output_stride"), UNEVEN)
 @torch.no_grad()
 def test_sizes_need_neither_be_square_nor_fit_the_patch(
@@ -56,7 +58,7 @@ def test_sizes_need_neither_be_square_nor_fit_the_patch(
     assert snr(peer(pixels).logits, model(pixels).logits) > ENOUGH
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("ignored", [255, 7])
 @torch.no_grad()
 def test_loss_leaves_out_what_does_not_count(ignored: int, attention: str) -> None:
@@ -100,7 +102,7 @@ def test_the_randomized_peer_hides_no_mistake_in_the_head() -> None:
     assert snr(reference, randomize(ours(peer, size, output_stride=8), seed=1)(pixels).logits) < 10
 
 
-@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+@pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 def test_gradients_are_the_references(attention: str) -> None:
     peer = hugging_face_segmenter("xxs", classes=3)
     model = ours(peer, (136, 150), attention)
