@@ -36,7 +36,7 @@ from mobilevit_coreml.cli.predict import main as predict
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig, config_from_hugging_face
 from mobilevit_coreml.errors import MAX_CHARACTERS, CheckpointError, MobileViTError, PackageError
 from mobilevit_coreml.images import read_image, synthetic_images
-from mobilevit_coreml.inference import check_photographs, read_record
+from mobilevit_coreml.inference import check_images, read_record
 from mobilevit_coreml.inference import predict as answers
 from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.package.metadata import METADATA_PREFIX, PackageRecord
@@ -355,7 +355,7 @@ def copies(small_packages: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
 def ask(path: Path) -> None:
     """All that the command does with a package."""
     photo = path.parent / "photo.png"
-    check_photographs(read_record(path), [photo])
+    check_images(read_record(path), [photo])
     list(answers(path, [photo], "reference"))
 
 

@@ -193,7 +193,7 @@ def test_a_segmenter_says_what_pytorch_says(segmenter: Path, photos: list[Path])
         part = Image.fromarray(labels.astype(np.uint8)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
         expected = np.full((133, 200), -1)
         expected[top:bottom, left:right] = np.asarray(part)
-        assert answer.photograph.tobytes() == read_image(photo).tobytes()
+        assert answer.image.tobytes() == read_image(photo).tobytes()
         assert answer.class_map.shape == (133, 200)
         assert np.array_equal(answer.class_map == VOID, expected == -1)
         assert (answer.class_map == expected).mean() > 0.999  # where two classes come close rounding decides
@@ -232,7 +232,7 @@ def test_each_form_of_mask_lands_on_the_photograph(tmp_path: Path, form: OutputO
     colorful(333, 250).save(wide)
     colorful(120, 260).save(high)  # of which the crop is wider: there is padding
     for answer in segment(package, [wide, high], "reference"):
-        expected = brightest(answer.photograph)
+        expected = brightest(answer.image)
         known = answer.class_map != VOID
         assert known.mean() > 0.4
         # Classes part along two lines; the cells of the network's map are 4 pixels of the crop, up to 8 of these.
@@ -256,10 +256,10 @@ def test_a_turned_photograph_is_put_upright(tmp_path: Path, orientation: int) ->
     stored.save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png").size == ((150, 230) if orientation == 3 else (230, 150))
     expected, answer = segment(package, [tmp_path / "upright.png", tmp_path / "turned.png"], "reference")
-    assert answer.photograph.size == (150, 230)
+    assert answer.image.size == (150, 230)
     assert answer.class_map.shape == (230, 150)
     assert np.array_equal(answer.class_map, expected.class_map)
-    assert answer.photograph.tobytes() == upright.tobytes()
+    assert answer.image.tobytes() == upright.tobytes()
 
 
 def test_an_own_record_is_read(segmenter: Path) -> None:

@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -21,6 +22,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line; `--help` has the rest."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, max_help_position=26), **arguments)
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with 2."""

@@ -29,6 +29,7 @@ def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
         prog=prog,
+        usage="%(prog)s [--variant NAME] [options]",
         description="Convert a MobileViT checkpoint to a Core ML package: classifier, segmenter or features.",
     )
     _add_input(parser.add_argument_group("input"))
@@ -65,10 +66,11 @@ def _add_input(group: Any) -> None:
 
 def _add_output(group: Any) -> None:
     precision = group.add_mutually_exclusive_group()
-    for name, text in ((Precision.FP16, "half (default)"), (Precision.FP32, "single, not for the Neural Engine")):
-        precision.add_argument(
-            f"--{name}", dest="precision", action="store_const", const=name, help=f"{text} precision"
-        )
+    for name, text in (
+        (Precision.FP16, "half precision (default)"),
+        (Precision.FP32, "single precision, not for the Neural Engine"),
+    ):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     group.set_defaults(precision=Precision.FP16)
     group.add_argument(
         "--target",
@@ -101,13 +103,16 @@ def _add_compression(group: Any) -> None:
     schemes.add_argument("--quantize", metavar="TYPE", help="int8, or int4 (iOS18), with a scale for each channel")
     schemes.add_argument("--prune", type=float, metavar="SHARE", help="set this share of the weights to zero")
     schemes.add_argument(
-        "--max-size", type=_bytes, metavar="SIZE", help="a format for each layer: the best package of this size, 1.0MB"
+        "--max-size", type=_bytes, metavar="SIZE", help="a format for each layer: the best package within 1.0MB"
     )
     schemes.add_argument(
-        "--min-snr", type=float, metavar="DB", help="the same: the smallest package whose outputs keep this SNR"
+        "--min-snr", type=float, metavar="DB", help="a format for each layer: the smallest package of this SNR"
     )
     schemes.add_argument(
-        "--min-agreement", type=float, metavar="SHARE", help="the same: that keeps this share of the classes, 0.99"
+        "--min-agreement",
+        type=float,
+        metavar="SHARE",
+        help="a format for each layer: the smallest with 0.99 of the classes",
     )
     group.add_argument(
         "--group-size", type=int, metavar="N", help="with --palettize: a lookup table for every N channels (iOS18)"

@@ -1,4 +1,4 @@
-"""The command that proves packages: `python -m validate MobileViT_XS_fp16.mlpackage`."""
+"""The command that compares packages with PyTorch: `python -m validate MobileViT_XS_fp16.mlpackage`."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,55 +18,62 @@ def parser(prog: str = PROG) -> Parser:
     """The command's arguments."""
     parser = Parser(
         prog=prog,
-        description="Compare a Core ML package with the PyTorch model it was made of, on this machine's backends.",
+        usage="%(prog)s [PACKAGE] [options]",
+        description="Compare a Core ML package with the PyTorch model it was made from, on this machine's backends.",
     )
     parser.add_argument("package", nargs="?", type=Path, metavar="PACKAGE", help="made by mobilevit_coreml")
-    parser.add_argument("--weights", metavar="WHAT", help="where the weights are now (default: where the record says)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, if the conversion was given them")
-    parser.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB, if the conversion was given it")
-    parser.add_argument(
+    given = parser.add_argument_group("input")
+    given.add_argument("--weights", metavar="SOURCE", help="the package's weights, if not where its record says")
+    given.add_argument("--labels", type=Path, metavar="FILE", help="class names, if the conversion was given them")
+    given.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB, if the conversion was given it")
+    given.add_argument(
         "--images",
         type=Path,
         metavar="DIR",
-        help="pictures; or a directory for each class; or JPEGImages and SegmentationClass (default: drawn ones)",
+        help="images; or a directory for each class; or VOC's JPEGImages and SegmentationClass (default: synthetic)",
     )
-    parser.add_argument(
+    given.add_argument("--function", metavar="NAME", help="function of a package of several sizes (default: all)")
+    verdict = parser.add_argument_group("verification")
+    verdict.add_argument(
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="reference: the evaluator, on any machine; coreml: on a Mac; auto: whatever there is (default)",
+        help="reference: the evaluator, on any machine; coreml: on a Mac; auto (default): all there are",
     )
-    parser.add_argument(
+    verdict.add_argument(
         "--compute-units",
         type=_units,
         default=(),
         metavar="UNITS",
         help=f"of Core ML, with commas: {','.join(UNITS)} (default: each of them)",
     )
-    parser.add_argument("--function", metavar="NAME", help="one of a package of several sizes (default: all)")
-    parser.add_argument(
+    verdict.add_argument(
         "--gate",
         action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help="a figure to reach, as snr=30 or top1=0.98; may be repeated; a name that is none lists them all",
+        help="figure to reach in place of the default, snr=30 or top1=0.98; repeatable; an unknown name lists them",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, by the schema in validate/")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst pictures")
-    parser.add_argument(
-        "--golden", type=Path, metavar="DIR", help="write a test for devices: pictures, what is expected, an XCTest"
+    verdict.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="for an answer of Core ML (default 600)"
     )
-    parser.add_argument(
-        "--against", type=Path, metavar="FILE", help="instead: the verdict on the results.json that test wrote"
+    verdict.add_argument(
+        "--journal", type=Path, metavar="FILE", help="keep each image's figures; an interrupted run goes on from it"
     )
-    parser.add_argument(
-        "--tune", action="store_true", help="instead, on a Mac: which form of attention and unfold is fastest"
+    written = parser.add_argument_group("output")
+    written.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    written.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst images")
+    written.add_argument(
+        "--golden", type=Path, metavar="DIR", help="write a test for devices: images, expected outputs, an XCTest"
     )
-    parser.add_argument(
-        "--journal", type=Path, metavar="FILE", help="keep each picture's figures; a run that finds them goes on"
+    written.add_argument("--force", action="store_true", help="replace existing files")
+    instead = parser.add_argument_group("instead of a validation")
+    instead.add_argument(
+        "--against", type=Path, metavar="FILE", help="verdict on the results.json that a test on a device wrote"
     )
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for an answer of a backend")
-    parser.add_argument("--force", action="store_true", help="replace existing reports")
+    instead.add_argument(
+        "--tune", action="store_true", help="on a Mac: measure all implementations of attention and unfold"
+    )
     return parser
 
 
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         if (values.package is None) == (values.against is None):
             raise InputError("package: expected one, or --against with a device's results, got not just one of them")
         if values.against is not None:
-            text, verdict = _judge(values)
+            text, verdict = _evaluate_device(values)
         elif values.tune:
             text, verdict = _tune(values, progress)
         else:
@@ -144,7 +151,7 @@ def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, s
     return summary(validation), validation.verdict
 
 
-def _judge(values: argparse.Namespace) -> tuple[str, str]:
+def _evaluate_device(values: argparse.Namespace) -> tuple[str, str]:
     from mobilevit_coreml.report.device import summary
     from mobilevit_coreml.validation.device import evaluate_device_results
 
