@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
-from mobilevit_coreml.config import TASKS, MobileViTConfig
+from mobilevit_coreml.config import CLASSIFICATION, TASKS, MobileViTConfig
 from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.model import ImageClassifier, backbone
 from tests.cache import convert_once, once_per_run
@@ -31,8 +31,23 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Make a conversion a third cheaper, without a change to the programs."""
     gc.collect()
     gc.freeze()  # all that is imported by now stays: a collection need not look at it again
+    remember_untrained_states()
     if "coremltools" in sys.modules:
         validate_programs_once()
+
+
+def remember_untrained_states() -> None:
+    """Compute the untrained weights of a configuration once a process: a second of arithmetic for 512x512 pixels."""
+
+    @cache
+    def remembered(config: MobileViTConfig, seed: int, task: str, _depth: str) -> dict[str, torch.Tensor]:
+        return untrained_state(config, seed, task)
+
+    def state(config: MobileViTConfig, seed: int = SEED, task: str = CLASSIFICATION) -> dict[str, torch.Tensor]:
+        depth = f"{backbone.DEPTHS} {backbone.BLOCKS}"  # which the fixture `shallow` changes
+        return {name: tensor.clone() for name, tensor in remembered(config, seed, task, depth).items()}
+
+    pytest.MonkeyPatch().setattr("mobilevit_coreml.checkpoints.load.untrained_state", state)
 
 
 def validate_programs_once() -> None:
