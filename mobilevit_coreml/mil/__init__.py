@@ -1,4 +1,4 @@
-"""From a PyTorch model to an ML Program in memory: what to compute, traced, and translated by coremltools."""
+"""Conversion of a PyTorch model to an ML Program in memory: export model, trace, coremltools."""
 
 from mobilevit_coreml.mil.functions import merge_functions
 from mobilevit_coreml.mil.trace import build_mlprogram, count_operations

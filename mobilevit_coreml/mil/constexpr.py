@@ -1,4 +1,4 @@
-"""Weights in other formats, as the operations of MIL that decode them."""
+"""Compressed weights as `constexpr_*` operations of MIL."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,38 +15,38 @@ WEIGHTED = ("conv", "linear")
 
 
 @register_pass(namespace=NAMESPACE, override=True)
-class store_encoded(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # passes are called as they are named
-    """Put `constexpr_*` operations in the place of weights.
+class store_encoded(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # coremltools uses the class name
+    """Replace weights by `constexpr_*` operations.
 
-    Option `encodings`: Encoded by the path of the module it is the weight of. All must find their operation.
+    Option `encodings`: Encoded weights by module path. ValueError if one has no operation.
     """
 
     encodings: Mapping[str, Encoded] = {}  # set by coremltools for each conversion
 
     def apply(self, program: Any) -> None:
-        """Replace in place."""
+        """Replace the weights in place."""
         function = program.functions["main"]
-        wanted = {operation_name(path): encoded for path, encoded in self.encodings.items()}
-        modern = function.opset_version is not None and function.opset_version >= ct.target.iOS18
+        remaining = {operation_name(path): encoded for path, encoded in self.encodings.items()}
+        is_ios18 = function.opset_version is not None and function.opset_version >= ct.target.iOS18
         with function:
-            for op in [op for op in function.operations if op.op_type in WEIGHTED and op.name in wanted]:
+            for op in [op for op in function.operations if op.op_type in WEIGHTED and op.name in remaining]:
                 weight = op.weight
-                dense = (_iOS18 if modern else _iOS16)(wanted.pop(op.name), weight)
+                dense = (_decode_ios18 if is_ios18 else _decode_ios16)(remaining.pop(op.name), weight)
                 function.replace_uses_of_var_after_op(
                     anchor_op=weight.op, old_var=weight, new_var=dense, force_replace=True
                 )
                 function.remove_ops([weight.op])
-        if wanted:
-            raise ValueError(f"no operation for the weights of {', '.join(wanted)}")
+        if remaining:
+            raise ValueError(f"no operation for the weights of {', '.join(remaining)}")
 
 
-def _iOS16(encoded: Encoded, weight: Any) -> Any:  # noqa: N802
+def _decode_ios16(encoded: Encoded, weight: Any) -> Any:
     values = encoded.values.astype(weight.val.dtype)
     if encoded.format.kind == SPARSE:
-        kept = encoded.codes.reshape(-1) != 0
+        nonzero = encoded.codes.reshape(-1) != 0
         return mb.constexpr_sparse_to_dense(
-            nonzero_data=encoded.codes.reshape(-1)[kept].astype(weight.val.dtype),
-            mask=np.packbits(kept, bitorder="little"),
+            nonzero_data=encoded.codes.reshape(-1)[nonzero].astype(weight.val.dtype),
+            mask=np.packbits(nonzero, bitorder="little"),
             shape=np.array(weight.shape, np.uint32),
             before_op=weight.op,
         )
@@ -66,7 +66,7 @@ def _iOS16(encoded: Encoded, weight: Any) -> Any:  # noqa: N802
     )
 
 
-def _iOS18(encoded: Encoded, weight: Any) -> Any:  # noqa: N802
+def _decode_ios18(encoded: Encoded, weight: Any) -> Any:
     ones = [1] * (len(weight.shape) - 1)
     values = encoded.values.astype(weight.val.dtype)
     codes = encoded.codes.reshape(weight.shape)
@@ -94,6 +94,6 @@ def _dtype(name: str) -> Any:
 
 
 def _packed(codes: Any, bits: int) -> Any:
-    """Indices of so many bits one after the other, the least significant bit first."""
+    """Indices packed to `bits` bits each, least significant bit first."""
     unpacked = np.unpackbits(codes.reshape(-1, 1), axis=1, bitorder="little")[:, :bits]
     return np.packbits(unpacked.reshape(-1), bitorder="little")

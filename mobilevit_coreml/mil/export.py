@@ -1,19 +1,21 @@
-"""What the program of a package computes, as modules to trace: the network, and the form its results take."""
+"""Model with the pre- and postprocessing of a package, to be traced."""
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig
+from mobilevit_coreml.config import MobileViTConfig, Task
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import resize_bilinear
-from mobilevit_coreml.package.interface import LOGITS, MASK, NETWORK, PROBABILITIES, OutputOptions
+from mobilevit_coreml.package.interface import LABELS, LOGITS, MASK, NETWORK, PROBABILITIES, OutputOptions
 
 
 class ExportModel(nn.Module):
-    """Pixels (1, 3, H, W) of the input's size, scaled and ordered -> the package's outputs, in its order.
+    """Scaled pixels (1, 3, *input_size) in the network's channel order -> the package's outputs, in its order.
 
-    A classifier's probabilities (1, classes), from which Core ML makes its two outputs; a segmenter's
-    mask in the asked-for form; a feature extractor's pooled features, map and perhaps stages.
+    Classifier: probabilities (1, classes), from which Core ML makes two outputs. Segmenter:
+    `segmentation_output`. Feature extractor: pooled features, feature map, `form.hidden_states` stages.
     """
 
     def __init__(self, model: Model, task: str, form: OutputOptions, input_size: tuple[int, int]) -> None:
@@ -29,22 +31,30 @@ class ExportModel(nn.Module):
         (height, width), (top, left) = self.crop, self.margin
         if top or left:
             pixels = pixels[:, :, top : top + height, left : left + width]
-        result = self.model(pixels)
-        if self.task == CLASSIFICATION:
-            return result.logits.softmax(1)
-        if self.task == SEGMENTATION:
-            return segmentation_output(result.logits, self.form, self.model.config)
-        return (result.pooled, result.feature_map, *result.hidden_states[: self.form.hidden_states])
+        output = self.model(pixels)
+        match self.task:
+            case Task.CLASSIFICATION:
+                return output.logits.softmax(1)
+            case Task.SEGMENTATION:
+                return segmentation_output(output.logits, self.form, self.model.config)
+            case _:
+                return (output.pooled, output.feature_map, *output.hidden_states[: self.form.hidden_states])
 
 
 def segmentation_output(logits: Tensor, form: OutputOptions, config: MobileViTConfig) -> Tensor:
-    """What a segmenter's package puts out for the logits (1, classes, H, W) of the network's map."""
+    """Output of a segmenter's package for the network's logits (1, classes, h, w).
+
+    Class indices (H, W) int32 or (1, 1, H, W) float32, or logits or probabilities (1, classes, H, W); (H, W)
+    is (h, w) or the image size.
+    """
     if form.size != NETWORK:
         logits = resize_bilinear(logits, config.image_hw)
-    if form.type == LOGITS:
-        return logits
-    if form.type == PROBABILITIES:
-        return logits.softmax(1)
-    if form.type == MASK:
-        return logits.argmax(1, keepdim=True).float()  # 1 1 H W
-    return logits.argmax(1).squeeze(0).to(torch.int32)  # H W
+    return SEGMENTATION_OUTPUTS[form.type](logits)
+
+
+SEGMENTATION_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    LOGITS: lambda logits: logits,
+    PROBABILITIES: lambda logits: logits.softmax(1),
+    MASK: lambda logits: logits.argmax(1, keepdim=True).float(),  # 1 1 H W
+    LABELS: lambda logits: logits.argmax(1).squeeze(0).to(torch.int32),  # H W
+}

@@ -1,4 +1,4 @@
-"""Several programs as the functions of one package, their weights stored once."""
+"""Packages with several functions that share their weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +8,9 @@ from mobilevit_coreml._coremltools import ct, quietly
 
 
 def merge_functions(programs: Mapping[str, Any], directory: Path) -> Any:
-    """One ct.models.MLModel with a function for each program, the first the default; `directory` is for scratch.
+    """One ct.models.MLModel with a function for each program, the first as default (iOS18 or later).
 
-    coremltools merges what is on disk. Such packages need iOS18.
+    `directory` is for temporary files: coremltools merges saved packages only.
     """
     descriptor = ct.utils.MultiFunctionDescriptor()
     for name, program in programs.items():

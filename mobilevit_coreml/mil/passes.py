@@ -1,4 +1,4 @@
-"""Passes over the program at the end of coremltools' own."""
+"""MIL passes that run after those of coremltools."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,23 +12,21 @@ from mobilevit_coreml.operation_names import without_backbone
 
 
 @register_pass(namespace=NAMESPACE, override=True)
-class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # passes are called as they are named
-    """Name every operation after the PyTorch module it comes from, `stage3_1_local_conv`.
+class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # coremltools uses the class name
+    """Name operations after PyTorch modules, `stage3_1_local_conv` (see `operation_names`).
 
-    The name is the module's path, its dots as underscores and without the `backbone` they nearly all
-    begin with; where a module has several operations, its kind is added, and a number if need be.
-    Whatever lists a program by its operations then reads like the model.
+    If a module has several operations, the operation type is appended, and a number if still ambiguous.
     """
 
     def apply(self, program: Any) -> None:
-        """Rename in place."""
+        """Rename the operations in place."""
         function = program.functions["main"]
         taken = {var.name for var in (*function.inputs.values(), *function.outputs)}
         operations = [op for op in function.operations if not taken & {var.name for var in op.outputs}]
         paths = {op: _module_path(op) for op in operations if op.op_type != "const"}
         for op, path in paths.items():
-            alone = sum(other[: len(path)] == path for other in paths.values()) == 1
-            stem = "_".join(path if path and alone else (*path, op.op_type))
+            is_only = sum(other[: len(path)] == path for other in paths.values()) == 1
+            stem = "_".join(path if path and is_only else (*path, op.op_type))
             name = next(name for name in _numbered(stem) if name not in taken)
             taken.add(name)
             op.name = name
@@ -37,10 +35,10 @@ class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # 
 
 
 def _module_path(op: Any) -> tuple[str, ...]:
-    """Path of the module in the model, () for what belongs to none; coremltools adds the value's own name to it."""
+    """Path of the operation's module in the model, or () for operations outside the model and casts."""
     scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
-    path = tuple(scopes[1:-1]) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
-    return without_backbone(path)
+    # the last scope is the value's own name
+    return without_backbone(tuple(scopes[1:-1])) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
 
 
 def _numbered(stem: str) -> Iterator[str]:
@@ -51,32 +49,31 @@ def _numbered(stem: str) -> Iterator[str]:
 
 @register_pass(namespace=NAMESPACE, override=True)
 class share_constants(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801
-    """Let operations share equal constants, and give constants short names.
+    """Merge equal constants and give constants short names.
 
-    Each convolution comes with strides, padding and dilations of its own, which are the same few
-    values: half the bytes of a program are such constants and their names.
+    Otherwise half the bytes of a program are the strides, paddings and dilations of its convolutions.
     """
 
     def apply(self, program: Any) -> None:
-        """Share in place."""
+        """Merge and rename in place."""
         function = program.functions["main"]
         with function:
             first: dict[Any, Any] = {}
             for op in [op for op in function.operations if op.op_type == "const"]:
                 (var,) = op.outputs
-                shared = first.setdefault(_identity(var), var)
+                shared = first.setdefault(_constant_key(var), var)
                 if shared is not var and var not in function.outputs:
                     function.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=shared, force_replace=True)
                     function.remove_ops([op])
-        constants = [op for op in function.operations if op.op_type.startswith("const")]  # constexpr_…, too
+        constants = [op for op in function.operations if op.op_type.startswith("const")]  # includes constexpr_…
         taken = {var.name for op in function.operations for var in op.outputs} | set(function.inputs)
         names = (name for number in itertools.count() if (name := f"c{number}") not in taken)
         for op, name in zip(constants, names, strict=False):
             op.name = op.outputs[0].name = name
 
 
-def _identity(var: Any) -> Any:
-    """What two constants have in common that are the same to every operation."""
+def _constant_key(var: Any) -> Any:
+    """A key that is the same for equal constants."""
     value = var.val
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.str, np.shape(value), value.tobytes()

@@ -1,4 +1,4 @@
-"""Trace a model and let coremltools translate the trace."""
+"""Conversion of a traced model with coremltools."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from torch import nn
 
 from mobilevit_coreml._coremltools import ct, quietly
 from mobilevit_coreml.compression.encoded import Encoded
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
+from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers what is in them
+from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers passes and translations
 from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import NAMESPACE
@@ -33,12 +33,14 @@ def build_mlprogram(
     precision: str,
     encodings: Mapping[str, Encoded],
 ) -> Any:
-    """A Core ML model (ct.models.MLModel, not loaded) of a model folded for inference.
+    """Core ML model (ct.models.MLModel, not loaded) of a model that was folded for inference.
 
-    Input `image`: an image of preprocessing.input_size; the program crops where that is asked for,
-    scales, and orders its channels. Outputs are `interface.output_names`. `labels` are a classifier's
-    and unique, `target` is iOS15 to iOS26, `precision` fp16 or fp32. `encodings` are weights
-    to be stored otherwise, by the path of their module.
+    Input `image`: an image of preprocessing.input_size; the program crops it if preprocessing has
+    include_crop, scales it and orders the channels. Outputs: `interface.output_names`. labels: unique
+    class names of a classifier. target: iOS15 to iOS26. precision: fp16 or fp32. encodings: compressed
+    weights by module path.
+
+    Raises ConversionError for a model in training mode.
     """
     height, width = preprocessing.input_size
     shape = (1, model.config.num_channels, height, width)
@@ -48,35 +50,36 @@ def build_mlprogram(
         scale=preprocessing.scale,
         color_layout=ct.colorlayout.BGR if preprocessing.channel_order == "BGR" else ct.colorlayout.RGB,
     )
-    classifies = task == CLASSIFICATION
+    classifier = ct.ClassifierConfig(list(labels), CLASS_LABEL) if task == Task.CLASSIFICATION else None
     with quietly():
         return ct.convert(
             _trace(ExportModel(model, task, form, preprocessing.input_size), shape),
             inputs=[image],
-            outputs=_outputs(task, form),
-            classifier_config=ct.ClassifierConfig(list(labels), CLASS_LABEL) if classifies else None,
+            outputs=_output_types(task, form),
+            classifier_config=classifier,
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=PRECISIONS[precision],
             pass_pipeline=_pipeline(encodings),
-            skip_model_load=True,  # loading can abort a Mac's process, and means nothing elsewhere
+            skip_model_load=True,  # loading can abort the process on a Mac, and does nothing elsewhere
         )
 
 
-def _outputs(task: str, form: OutputOptions) -> list[Any]:
-    if task == CLASSIFICATION:
+def _output_types(task: str, form: OutputOptions) -> list[Any]:
+    if task == Task.CLASSIFICATION:
         return [ct.TensorType(name="probabilities", dtype=np.float32)]
-    if task == SEGMENTATION and form.type == MASK:
-        return [ct.ImageType(name=name, color_layout=ct.colorlayout.GRAYSCALE) for name in output_names(task, form)]
-    dtype = np.int32 if task == SEGMENTATION and form.type == LABELS else DTYPES[form.dtype]
-    return [ct.TensorType(name=name, dtype=dtype) for name in output_names(task, form)]
+    names = output_names(task, form)
+    if task == Task.SEGMENTATION and form.type == MASK:
+        return [ct.ImageType(name=name, color_layout=ct.colorlayout.GRAYSCALE) for name in names]
+    dtype = np.int32 if task == Task.SEGMENTATION and form.type == LABELS else DTYPES[form.dtype]
+    return [ct.TensorType(name=name, dtype=dtype) for name in names]
 
 
 def _trace(program: nn.Module, shape: tuple[int, ...]) -> torch.jit.ScriptModule:
     if any(module.training for module in program.modules()):
         raise ConversionError("model: expected eval mode, got training mode; pass it through fold_for_inference first")
     with warnings.catch_warnings(), torch.no_grad():
-        # coremltools has no other road for operators of one's own; torch has deprecated this one
+        # deprecated by torch, but coremltools supports custom operators only in TorchScript
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit")
         traced = torch.jit.trace(program, torch.zeros(shape), check_trace=False)
     assert isinstance(traced, torch.jit.ScriptModule)
@@ -93,7 +96,7 @@ def _pipeline(encodings: Mapping[str, Encoded]) -> Any:
 
 
 def count_operations(program: Any) -> int:
-    """Operations of a program's default function, constants and their decoding not counted."""
+    """Number of operations of a program's default function, without constants and constexpr operations."""
     specification = program.get_spec()
     function = specification.mlProgram.functions[specification.description.defaultFunctionName or "main"]
     (block,) = function.block_specializations.values()

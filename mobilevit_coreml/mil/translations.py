@@ -1,4 +1,4 @@
-"""The operators of model/ops.py, in MIL."""
+"""Translations of the custom operators in model/ops.py to MIL."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def mobilevit_batch_to_space(context: Any, node: Any) -> None:
 
 @register_torch_op(torch_alias=[f"{NAMESPACE}::resize_bilinear"], override=True)  # type: ignore[untyped-decorator]
 def mobilevit_resize_bilinear(context: Any, node: Any) -> None:
-    # coremltools' own translation goes by a rounded scale factor; this names the size
+    # with the exact target size; coremltools' translation of interpolate uses a rounded scale factor
     x, height, width = (context[name] for name in node.inputs)
     context.add(
         mb.resize_bilinear(

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilevit_coreml.config import AttentionImplementation
+
 
 class SelfAttention(nn.Module):
     """Self-attention over N tokens (Mehta & Rastegari 2022, section 3.1): (B, D, 1, N) -> (B, D, 1, N).
@@ -79,6 +81,6 @@ def projection_over_heads(out: nn.Conv2d, heads: int) -> nn.Conv2d:
 
 
 ATTENTION_IMPLEMENTATIONS: Mapping[str, Callable[[SelfAttention, Tensor], Tensor]] = {
-    "split_einsum": split_einsum,
-    "packed": packed,
+    AttentionImplementation.SPLIT_EINSUM: split_einsum,
+    AttentionImplementation.PACKED: packed,
 }

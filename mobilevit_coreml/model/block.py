@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import MobileViTConfig
+from mobilevit_coreml.config import MobileViTConfig, UnfoldImplementation
 from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.model.attention import SelfAttention
 from mobilevit_coreml.model.layers import ACTIVATION_LAYERS, ChannelLayerNorm, ConvLayer
@@ -65,7 +65,7 @@ class MobileViTBlock(nn.Module):
         self.width = width
         self.map_size = map_size
         self.patch = config.patch_hw
-        if unfold == "pixel_shuffle" and self.patch[0] != self.patch[1]:
+        if unfold == UnfoldImplementation.PIXEL_SHUFFLE and self.patch[0] != self.patch[1]:
             raise ConfigError(
                 "patch_size: expected a square patch for the unfold implementation pixel_shuffle, "
                 f"got {self.patch[0]}x{self.patch[1]}; use space_to_batch"
@@ -130,6 +130,6 @@ def fold_from_channels(block: MobileViTBlock, x: Tensor) -> Tensor:
 
 Reshape = Callable[[MobileViTBlock, Tensor], Tensor]
 UNFOLD_IMPLEMENTATIONS: Mapping[str, tuple[Reshape, Reshape]] = {  # unfold, fold
-    "space_to_batch": (unfold_to_batch, fold_from_batch),
-    "pixel_shuffle": (unfold_to_channels, fold_from_channels),
+    UnfoldImplementation.SPACE_TO_BATCH: (unfold_to_batch, fold_from_batch),
+    UnfoldImplementation.PIXEL_SHUFFLE: (unfold_to_channels, fold_from_channels),
 }

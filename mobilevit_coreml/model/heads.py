@@ -1,11 +1,13 @@
 """Models of the tasks: a backbone and a head."""
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, MobileViTConfig
+from mobilevit_coreml.config import MobileViTConfig, Task
 from mobilevit_coreml.model.backbone import Backbone
 from mobilevit_coreml.model.deeplab import DeepLabV3Head
 from mobilevit_coreml.model.initialization import initialize
@@ -124,12 +126,12 @@ def model_for(
     expand: bool = True,
 ) -> Model:
     """A new model for a task; `expand` is for feature extractors: with the backbone's final expansion."""
-    if task == CLASSIFICATION:
-        return ImageClassifier(config, attention, unfold)
-    if task == SEGMENTATION:
-        return SemanticSegmenter(config, attention, unfold)
-    assert task == FEATURES
-    return FeatureExtractor(config, attention, unfold, expand)
+    models: Mapping[str, Callable[..., Model]] = {
+        Task.CLASSIFICATION: ImageClassifier,
+        Task.SEGMENTATION: SemanticSegmenter,
+        Task.FEATURES: functools.partial(FeatureExtractor, expand=expand),
+    }
+    return models[task](config, attention, unfold)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
