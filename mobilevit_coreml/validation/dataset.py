@@ -1,6 +1,7 @@
-"""What both sides are shown: the user's pictures, with their labels where there are some, or drawn ones."""
+"""The images of a validation: the user's, with their labels where there are some, or synthetic ones."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
-from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.errors import InputError, os_error_text
 from mobilevit_coreml.images import SUFFIXES, images_in, read_image, synthetic_images
 from mobilevit_coreml.labels import imagenet_synsets
 from mobilevit_coreml.preprocessing import Preprocessing
@@ -19,49 +20,57 @@ PHOTOGRAPHS, MASKS, LISTS = "JPEGImages", "SegmentationClass", Path("ImageSets",
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImage:
-    """A picture by name, and what is true of it: the index of its class, or its mask, or nothing that is known.
+    """An image by name; `truth` is the index of its class, or the file of its mask, where there is one.
 
-    `prepared` reads it and gives what the package's input takes.
+    `prepared` reads it and returns an RGB image of the package's input size; a synthetic one has no `path`.
     """
 
     name: str
     prepared: Callable[[], Image.Image]
     truth: int | Path | None = None
+    path: Path | None = None
+
+    def digest(self) -> str:
+        """sha256 of the content of its file, and of its class or mask; InputError where these cannot be read."""
+        try:
+            content = self.prepared().tobytes() if self.path is None else self.path.read_bytes()
+            truth = self.truth.read_bytes() if isinstance(self.truth, Path) else str(self.truth).encode()
+        except OSError as error:
+            raise InputError(f"image {self.name}: expected a file to read, got {os_error_text(error)}") from None
+        return hashlib.sha256(hashlib.sha256(content).digest() + truth).hexdigest()
 
 
 def load_images(
     directory: Path | None, task: str, classes: Sequence[str], contract: Preprocessing
 ) -> list[LabelledImage]:
-    """Drawn pictures, or those of a directory: an ImageNet-style tree, VOC's directories, or any pictures.
+    """Synthetic images, or those of a directory: an ImageNet-style tree, VOC's directories, or any images.
 
     An ImageNet-style tree has a directory for each class, called after it, after its index, or after its
     WordNet id; VOC's are JPEGImages and SegmentationClass, of which ImageSets/Segmentation/val.txt
-    chooses where it is there. Raises InputError for a directory without pictures, or of unknown classes.
+    chooses where it is there. Raises InputError for a directory without images, or of unknown classes.
     """
     if directory is None:
-        drawn = synthetic_images(*contract.input_size)
-        return [
-            LabelledImage(f"drawn {number}", partial(Image.Image.copy, image)) for number, image in enumerate(drawn, 1)
-        ]
+        images = enumerate(synthetic_images(*contract.input_size), 1)
+        return [LabelledImage(f"synthetic {number}", partial(Image.Image.copy, image)) for number, image in images]
 
-    def picture(name: str, path: Path, truth: int | Path | None = None) -> LabelledImage:
-        return LabelledImage(name, lambda: contract.prepare(read_image(path)), truth)
+    def labelled(name: str, path: Path, truth: int | Path | None = None) -> LabelledImage:
+        return LabelledImage(name, lambda: contract.prepare(read_image(path)), truth, path)
 
     if task == SEGMENTATION and (directory / PHOTOGRAPHS).is_dir() and (directory / MASKS).is_dir():
-        return [picture(photograph.stem, photograph, mask) for photograph, mask in _voc(directory)]
+        return [labelled(photograph.stem, photograph, mask) for photograph, mask in _voc(directory)]
     if task == CLASSIFICATION and directory.is_dir():
-        trees = sorted(path for path in directory.iterdir() if path.is_dir() and _has_pictures(path))
+        trees = sorted(path for path in directory.iterdir() if path.is_dir() and _has_images(path))
         if trees and not any(path.suffix.lower() in SUFFIXES for path in directory.iterdir()):
             indices = {tree: _class_index(tree, classes) for tree in trees}
             return [
-                picture(f"{tree.name}/{path.name}", path, index)
+                labelled(f"{tree.name}/{path.name}", path, index)
                 for tree, index in indices.items()
                 for path in images_in(tree)
             ]
-    return [picture(path.name, path) for path in images_in(directory)]
+    return [labelled(path.name, path) for path in images_in(directory)]
 
 
-def _has_pictures(directory: Path) -> bool:
+def _has_images(directory: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in directory.iterdir())
 
 
@@ -75,7 +84,7 @@ def _class_index(tree: Path, classes: Sequence[str]) -> int:
         return int(tree.name)
     raise InputError(
         f"images {tree}: expected a directory called after a class of the package, its index, or an ImageNet id, "
-        "got another name; rename it, or put the pictures into one directory to leave labels out"
+        "got another name; rename it, or put the images into one directory to leave labels out"
     )
 
 

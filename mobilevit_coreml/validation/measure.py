@@ -1,14 +1,15 @@
-"""A package against PyTorch, picture by picture, and over any number of them in constant memory."""
+"""A package against PyTorch, image by image, and over any number of them in constant memory."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
@@ -18,12 +19,12 @@ from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, MASK, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
-from mobilevit_coreml.validation.backends import BackendError, Worker
 from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
+from mobilevit_coreml.validation.worker import BackendError
 from mobilevit_coreml.verification import compare
 
-WORST = 6  # pictures that are shown
-POINTS = 2000  # pairs of probabilities that are plotted: those of the first pictures
+WORST = 6  # images that reports show
+POINTS = 2000  # pairs of probabilities that are plotted: those of the first images
 ORIGINAL, PACKAGE = "original", "package"  # the two sides, where both are compared with the truth
 
 TruthMeter = AccuracyMeter | MaskMeter
@@ -32,9 +33,9 @@ ClassMap = npt.NDArray[np.int16]
 
 @dataclasses.dataclass
 class ImageResult:
-    """What was measured of one picture.
+    """The figures of one image.
 
-    `truths` has a meter of each side against the picture's label or mask, where it has one. `first` are
+    `truths` has a meter of each side against the image's label or mask, where it has one. `first` are
     the classes that either side puts among its first five: index, and both sides' probabilities. `masks`
     are both sides' class maps (H, W), int16, of a segmenter; a journal does not keep them.
     """
@@ -47,66 +48,56 @@ class ImageResult:
 
     @property
     def snr(self) -> float:
-        """dB of the worst signal, or of masks alone the share of equal pixels; -inf for what is no number."""
+        """dB of the worst signal, or of masks alone the share of equal pixels; -inf for NaN."""
         figures = self.meters.fidelity({}).figures
         value = figures.get("snr", figures.get("pixels", math.nan))
         return -math.inf if math.isnan(value) else value
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """From what `dataclasses.asdict` makes of one."""
-        kind = MaskMeter if values["meters"]["masks"] else AccuracyMeter
-        truths: dict[str, TruthMeter] = {side: kind(**meter) for side, meter in values["truths"].items()}
-        return cls(
-            values["picture"], Meters.from_values(values["meters"]), truths, [tuple(one) for one in values["first"]]
-        )
-
 
 @dataclasses.dataclass
 class Measured:
-    """What was measured of all pictures: sums, the worst pictures, and some of the probabilities."""
+    """The figures of all images: sums, the worst images, and some of the probabilities."""
 
     meters: Meters = dataclasses.field(default_factory=Meters)
     truths: dict[str, TruthMeter] = dataclasses.field(default_factory=dict)
     worst: list[ImageResult] = dataclasses.field(default_factory=list)
     points: list[tuple[float, float]] = dataclasses.field(default_factory=list)
 
-    def add(self, seen: ImageResult) -> None:
-        """Count one picture."""
-        self.meters.merge(seen.meters)
-        for side, meter in seen.truths.items():
+    def add(self, result: ImageResult) -> None:
+        """Count one image."""
+        self.meters.merge(result.meters)
+        for side, meter in result.truths.items():
             empty = MaskMeter(meter.classes) if isinstance(meter, MaskMeter) else AccuracyMeter()
             self.truths.setdefault(side, empty).merge(meter)  # type: ignore[arg-type]  # of one kind in a run
-        self.worst = sorted([*self.worst, seen], key=lambda one: one.snr)[:WORST]
-        self.points = (self.points + [(ours, theirs) for _, ours, theirs in seen.first])[:POINTS]
+        self.worst = sorted([*self.worst, result], key=lambda one: one.snr)[:WORST]
+        self.points = (self.points + [(ours, theirs) for _, ours, theirs in result.first])[:POINTS]
 
 
 @torch.inference_mode()
 def compare_image(
-    picture: LabelledImage,
-    worker: Worker,
+    image: LabelledImage,
+    run: Callable[[Image.Image], Mapping[str, Any]],
     model: Model,
     record: PackageRecord,
     contract: Preprocessing,
     classes: Sequence[str],
 ) -> ImageResult:
-    """Show one picture to both sides, which work at the same time; `classes` are the package's.
+    """Compare the outputs of a package, which `run` returns for an image, with PyTorch's; `classes` are the package's.
 
     Raises BackendError for outputs that are missing, or of another size.
     """
-    image = picture.prepared()
-    worker.send("run", image)
-    result = model(torch.from_numpy(contract.pixels(image)))
-    outputs = worker.receive()
+    pixels = image.prepared()
+    outputs = run(pixels)
+    result = model(torch.from_numpy(contract.pixels(pixels)))
     if record.task == CLASSIFICATION:
         outputs = {**outputs, CLASS_PROBABILITIES: _in_order(outputs[CLASS_PROBABILITIES], classes)}
     try:
         meters = compare(record, model, result, outputs)
     except (KeyError, RuntimeError, ValueError) as error:
         raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
-    truths = {} if picture.truth is None else _truths(picture.truth, record, contract, result, outputs)
+    truths = {} if image.truth is None else _truths(image.truth, record, contract, result, outputs)
     return ImageResult(
-        picture.name, meters, truths, _first(record, result, outputs), _masks(record, model, result, outputs)
+        image.name, meters, truths, _first(record, result, outputs), _masks(record, model, result, outputs)
     )
 
 
@@ -144,7 +135,7 @@ def _masks(
 def _truths(
     truth: int | Path, record: PackageRecord, contract: Preprocessing, result: Any, outputs: Mapping[str, Any]
 ) -> dict[str, TruthMeter]:
-    """Both sides against a picture's class or mask."""
+    """Both sides against an image's class or mask."""
     if isinstance(truth, int):
         ours, theirs = AccuracyMeter(), AccuracyMeter()
         ours.add(result.logits[0], truth)

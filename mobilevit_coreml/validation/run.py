@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mobilevit_coreml import __version__
 from mobilevit_coreml.config import SEGMENTATION
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import read_record
@@ -27,30 +30,23 @@ from mobilevit_coreml.package.files import size_of
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.reference.reader import read_package
-from mobilevit_coreml.validation.backends import (
-    CORE_ML,
-    REFERENCE,
-    Backend,
-    BackendError,
-    Worker,
-    backends_for,
-    open_reference,
-)
+from mobilevit_coreml.strict_json import to_json
+from mobilevit_coreml.validation.backends import CORE_ML, Backend, backends_for, open_backend
 from mobilevit_coreml.validation.checks import Check, class_names, declared
-from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE, open_core_ml
+from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.journal import Journal, open_journal
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult, Measured, compare_image
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.program import ProgramReport, check_program
-from mobilevit_coreml.verification import network_outputs
+from mobilevit_coreml.validation.worker import BackendError
 
-TIMEOUT = 600.0  # seconds without an answer: a Mac may compile for minutes
+TIMEOUT = 600.0  # seconds without an answer of Core ML, which may compile for minutes
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedOperation:
-    """Where Core ML means to run an operation: neuralEngine, gpu, cpu, or None where it does not say; and its cost."""
+    """The device Core ML plans for an operation, neuralEngine, gpu, cpu or None where it does not say, and its cost."""
 
     operation: str
     type: str
@@ -81,7 +77,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """All there is to say of a package.
+    """The result of a validation.
 
     `declared` and `programs` are by function. `asked` are the backends the verdict depends on; runs of
     others are there to say that they were not run. `gates` are the names of those the user asked for.
@@ -104,7 +100,7 @@ class Validation:
 
     @property
     def checks(self) -> list[tuple[str, Check]]:
-        """What is right or not of each function, in the order of the report."""
+        """The checks of each function, in the order of the report."""
         return [
             (function, check)
             for function, checks in self.declared.items()
@@ -113,7 +109,7 @@ class Validation:
 
     @property
     def verdict(self) -> str:
-        """Of the package itself, and all backends and gates that were asked for."""
+        """The verdict over the package itself, and all backends and gates that were asked for."""
         own = [PASS if check.passed else FAIL for _, check in self.checks]
         runs = [run.verdict for run in self.runs if run.backend in self.asked]
         return overall([*own, *runs, *(NOT_RUN for _ in self.unmeasured)])
@@ -140,15 +136,15 @@ def validate(
     timeout: float = TIMEOUT,
     progress: Progress = silent,
 ) -> Validation:
-    """Compare a package with the PyTorch model it was made of, on any number of pictures and backends.
+    """Compare a package with the PyTorch model it was made of, on any number of images and backends.
 
     `weights` are those the package records unless they are somewhere else now; `labels` and
     `channel_order` are what its conversion was given. `images` is a directory as in `load_images`; without
-    one drawn pictures are shown. `backend` is reference, coreml or auto, `compute_units` of
-    core_ml.UNITS, `gates` figures by name, in place of the default ones. `journal` keeps what was
-    measured of each picture, for a run that goes on.
+    one they are synthetic. `backend` is reference, coreml or auto, `compute_units` of core_ml.UNITS, `gates`
+    figures by name, in place of the default ones. `journal` keeps the figures of each image, for a run that
+    goes on. `timeout` is in seconds, for each answer of Core ML.
 
-    Raises MobileViTError for a package, weights or pictures that cannot be read.
+    Raises MobileViTError for a package, weights or images that cannot be read.
     """
     start = time.perf_counter()
     progress("read")
@@ -159,7 +155,7 @@ def validate(
     original = load_original(record, weights, labels, channel_order)
     asked_gates = tuple(gates or ())
     gates = {**default_gates(record), **(gates or {})}
-    shown = _shown(record, original, functions, images)
+    inputs = _images(record, original, functions, images)
     progress("program")
     checks = {name: tuple(declared(read[name], record, original, name)) for name in functions}
     programs = {
@@ -169,35 +165,47 @@ def validate(
             original.models[name],
             original.contracts[name],
             name,
-            (picture.prepared() for picture in shown[name]),
+            (image.prepared() for image in inputs[name]),
         )
         for name in functions
     }
     asked = [one for one in backends_for(backend, list(compute_units)) if backend != "auto" or one.is_here]
     others = [] if any(one.name == CORE_ML for one in asked) else [Backend(CORE_ML)]
     digest = digest_of(package)
-    subject = {"package": digest, "weights": dataclasses.asdict(record.weights), "images": str(images)}
     runs = []
     for one, name in itertools.product([*asked, *others], functions):
         if not one.is_here or one not in asked:
             reason = "not asked for" if one.is_here else "Core ML is on a Mac only"
             runs.append(Run(one, name, NOT_RUN, reason))
             continue
-        progress(str(one))
+        stage = str(one) if len(functions) == 1 else f"{one} {name}"
         classes = class_names(read[name].function) or list(original.classes)
-        with _journal(journal, {**subject, "backend": str(one), "function": name}, one, name, functions) as kept:
-            run = _run(one, package, record, original, name, shown[name], classes, gates, kept, timeout, progress)
+        path = None if journal is None else _journal_path(journal, one, name, functions)
+        with _journal(path, _subject(digest, original, one, name)) as kept:
+            run = _run(
+                one,
+                package,
+                record,
+                original,
+                name,
+                inputs[name],
+                classes,
+                gates,
+                kept,
+                timeout,
+                partial(progress, stage),
+            )
         runs.append(run)
-    first = next(iter(shown.values()))
+    first = next(iter(inputs.values()))
     return Validation(
         package,
         size_of(package),
         digest,
         record,
         original,
-        "drawn" if images is None else str(images),
+        "synthetic" if images is None else str(images),
         len(first),
-        any(picture.truth is not None for picture in first),
+        any(image.truth is not None for image in first),
         checks,
         programs,
         tuple(runs),
@@ -208,11 +216,11 @@ def validate(
 
 
 def images_of(validation: Validation, images: Path | None) -> dict[str, list[LabelledImage]]:
-    """The pictures that each function was shown."""
-    return _shown(validation.record, validation.original, list(validation.programs), images)
+    """The images of each function."""
+    return _images(validation.record, validation.original, list(validation.programs), images)
 
 
-def _shown(
+def _images(
     record: PackageRecord, original: Original, functions: Sequence[str], images: Path | None
 ) -> dict[str, list[LabelledImage]]:
     return {name: load_images(images, record.task, original.classes, original.contracts[name]) for name in functions}
@@ -227,14 +235,26 @@ def _functions(record: PackageRecord, function: str | None) -> list[str]:
     return [function]
 
 
-def _journal(
-    journal: Path | None, subject: Mapping[str, Any], backend: Backend, function: str, functions: Sequence[str]
-) -> contextlib.AbstractContextManager[Journal | None]:
+def _journal_path(journal: Path, backend: Backend, function: str, functions: Sequence[str]) -> Path:
     """A file for each backend and function; of the plain name where there is one of each."""
-    if journal is None:
-        return contextlib.nullcontext()
     parts = [part for part in (backend.units, function if len(functions) > 1 else None) if part]
-    return open_journal(journal.with_name("-".join([journal.stem, *parts]) + journal.suffix), subject)
+    return journal.with_name("-".join([journal.stem, *parts]) + journal.suffix)
+
+
+def _journal(path: Path | None, subject: Mapping[str, str]) -> contextlib.AbstractContextManager[Journal | None]:
+    return contextlib.nullcontext() if path is None else open_journal(path, subject)
+
+
+def _subject(digest: str, original: Original, backend: Backend, function: str) -> dict[str, str]:
+    """All that the figures of an image depend on, but for the image: the record has weights and preprocessing."""
+    made_of = to_json({"record": original.record, "classes": original.classes})
+    return {
+        "mobilevit_coreml": __version__,
+        "package": digest,
+        "original": hashlib.sha256(made_of).hexdigest(),
+        "backend": str(backend),
+        "function": function,
+    }
 
 
 def _run(
@@ -243,48 +263,48 @@ def _run(
     record: PackageRecord,
     original: Original,
     function: str,
-    shown: Sequence[LabelledImage],
+    images: Sequence[LabelledImage],
     classes: Sequence[str],
     gates: Mapping[str, float],
     journal: Journal | None,
     timeout: float,
-    progress: Progress,
+    progress: Callable[[int, int], None],
 ) -> Run:
-    """A function on a backend in a process of its own, from loading to verdict."""
+    """A function on a backend, from loading to verdict; `progress` is called with the images done, of so many."""
     start = time.perf_counter()
-    contract = original.contracts[function]
-    named = function if record.sizes else None  # only a package of several functions has names for Core ML
     extras: dict[str, Any] = {}
     reason = ""
+    progress(0, len(images))
     try:
-        with _worker(backend, package, record, function, named, timeout) as worker:
-            measured = Measured()
+        with open_backend(backend, package, record, function, timeout) as ask:
+            model, contract = original.models[function], original.contracts[function]
 
             def compare(image: LabelledImage) -> ImageResult:
-                return compare_image(image, worker, original.models[function], record, contract, classes)
+                return compare_image(image, partial(ask, "run"), model, record, contract, classes)
 
-            for number, picture in enumerate(shown):
-                progress(str(backend), number, len(shown))
-                seen = None if journal is None else journal.known(picture.name)
-                if seen is None:
-                    seen = compare(picture)
+            measured = Measured()
+            for done, image in enumerate(images, 1):
+                result = None if journal is None else journal.known(image)
+                if result is None:
+                    result = compare(image)
                     if journal is not None:
-                        journal.write(seen)
-                measured.add(seen)
+                        journal.write(image, result)
+                measured.add(result)
+                progress(done, len(images))
             lacking = {one.picture for one in measured.worst if one.masks is None and record.task == SEGMENTATION}
-            again = {image.name: compare(image) for image in shown if image.name in lacking}  # a journal has no masks
+            again = {image.name: compare(image) for image in images if image.name in lacking}  # a journal has no masks
             measured.worst = [again.get(one.picture, one) for one in measured.worst]
             if backend.name == CORE_ML:
-                extras["latency"] = worker.ask("latency", shown[0].prepared())
+                extras["latency"] = ask("latency", images[0].prepared())
                 try:
-                    extras["plan"] = tuple(PlannedOperation(*row) for row in worker.ask("plan"))
+                    extras["plan"] = tuple(PlannedOperation(*row) for row in ask("plan"))
                 except BackendError as error:  # before macOS 14.4 there is none to be had
                     reason = f"no compute plan: {error}"
     except BackendError as error:
         return Run(backend, function, FAIL, str(error), time.perf_counter() - start)
     fidelity = measured.meters.fidelity({})
     accuracy = {side: _accuracy(meter) for side, meter in measured.truths.items()}
-    figures = {**fidelity.figures, **_further(backend, accuracy, extras)}
+    figures = {**fidelity.figures, **_further_figures(backend, accuracy, extras)}
     results = gate_results(gates, figures)
     verdict = verdict_of(results)
     if verdict == NOT_RUN:
@@ -293,24 +313,15 @@ def _run(
     return Run(backend, function, verdict, reason, seconds, fidelity, results, accuracy, measured, **extras)
 
 
-def _worker(
-    backend: Backend, package: Path, record: PackageRecord, function: str, named: str | None, timeout: float
-) -> Worker:
-    if backend.name == REFERENCE:
-        captured = network_outputs(record)
-        return Worker(timeout, open_reference, str(package), record.precision, function, captured)
-    return Worker(timeout, open_core_ml, str(package), backend.units, named)
-
-
 def _accuracy(meter: Any) -> dict[str, float]:
     result = dataclasses.asdict(meter.result())
     return {name: result[name] for name in ("top1", "top5", "mean_iou", "pixel_agreement") if name in result}
 
 
-def _further(
+def _further_figures(
     backend: Backend, accuracy: Mapping[str, Mapping[str, float]], extras: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The figures that a conversion does not have, by the names of their gates."""
+    """The figures that only a validation has, by the names of their gates."""
     figures = {}
     if accuracy:
         name = "top1" if "top1" in accuracy[ORIGINAL] else "mean_iou"

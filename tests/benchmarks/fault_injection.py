@@ -9,14 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
 from tqdm import tqdm
 
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
-from tests.validation.in_process import InProcess
 
 
 def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
@@ -47,8 +45,7 @@ def outputs(validation: Validation) -> str:
 
 def main() -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mobilevit_coreml.validation.run.Worker", InProcess)
+    with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         photographs = directory / "photographs"
         photographs.mkdir()

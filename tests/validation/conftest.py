@@ -7,7 +7,7 @@ import pytest
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.options import ConversionOptions
-from tests.validation.in_process import InProcess
+from mobilevit_coreml.validation.worker import in_this_process
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backends without processes of their own."""
-    monkeypatch.setattr("mobilevit_coreml.validation.run.Worker", InProcess)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Core ML in this process; test_worker.py has real ones."""
+    monkeypatch.setattr(
+        "mobilevit_coreml.validation.backends.in_worker", lambda _timeout, *rest: in_this_process(*rest)
+    )

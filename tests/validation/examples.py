@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, gate_results, verdict_of
@@ -16,7 +15,6 @@ from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation, validate
 from tests.validation.fault_injection import FAULTS, PACKAGES, SIDE
-from tests.validation.in_process import InProcess
 
 FUNCTION = "main"
 LABELLED = ("0", "1")  # directories of pictures, called after the index of their class
@@ -51,8 +49,7 @@ def package(kind: str) -> Path:
 def good(kind: str) -> Validation:
     """Of a package by its name in PACKAGES; a classifier's with labelled pictures."""
     images = directory() / "labelled" if kind == "classifier" else None
-    with patch("mobilevit_coreml.validation.run.Worker", InProcess):
-        validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
+    validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
     return dataclasses.replace(validation, gates=())  # what nothing here measures is shown, and decides nothing
 
 
@@ -62,8 +59,7 @@ def faulty() -> Validation:
     path = directory() / "faulty.mlpackage"
     shutil.copytree(package("classifier"), path)
     next(one for one in FAULTS if one.name == "gelu for silu").apply(path)
-    with patch("mobilevit_coreml.validation.run.Worker", InProcess):
-        return validate(path, backend=REFERENCE)
+    return validate(path, backend=REFERENCE)
 
 
 def shown(validation: Validation, kind: str) -> dict[str, Sequence[LabelledImage]]:

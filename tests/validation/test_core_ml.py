@@ -33,7 +33,7 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def on_a_mac(classifier: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Validate:
+def on_a_mac(classifier: Path, no_worker: None, monkeypatch: pytest.MonkeyPatch) -> Validate:
     """`validate` with Core ML on some Mac, in this process."""
 
     def run(mac: Mac, units: str = "cpuAndNeuralEngine", **options: Any) -> Validation:
@@ -144,7 +144,7 @@ def test_a_package_for_a_later_system_fails(on_a_mac: Validate) -> None:
     assert "The specification has version 7 but the Core ML framework version installed only supports" in run.reason
 
 
-def test_off_a_mac_core_ml_is_not_run(classifier: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_a_mac_core_ml_is_not_run(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: False)
     asked = validate(classifier, backend="coreml")
     assert asked.verdict == NOT_RUN

@@ -11,7 +11,6 @@ from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
 from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
-from tests.validation.in_process import InProcess
 
 # What fails of those outside the network; None where the record leads to no weights, or to others, which is an error
 OUTSIDE = {
@@ -70,8 +69,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def validated(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Validation]:
-    monkeypatch.setattr("mobilevit_coreml.validation.run.Worker", InProcess)
+def validated(photographs: Path) -> Callable[[Path], Validation]:
     return lambda package: validate(package, images=photographs, backend="reference")
 
 

@@ -31,7 +31,7 @@ ENGINE = "cpuAndNeuralEngine"
 
 
 @pytest.fixture
-def tuned(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+def tuned(no_worker: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`tune` on some Mac, in this process."""
 
     def run(mac: Mac, package: Path, units: tuple[str, ...] = (ENGINE,), weights: str | None = None) -> Tuning:
