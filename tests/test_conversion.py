@@ -12,7 +12,7 @@ from PIL import Image
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main, summary
 from mobilevit_coreml.conversion import Conversion, convert
-from mobilevit_coreml.errors import ConfigError, ConversionError, LabelsError
+from mobilevit_coreml.errors import ConfigError, ConversionError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.options import ConversionOptions
@@ -103,7 +103,7 @@ def test_either_form_of_unfold_computes_the_same(segmenter: Path, tmp_path: Path
         assert made.passed
         assert read_record(made.path).unfold == unfold
         suffix = "" if unfold == "space_to_batch" else ", pixel_shuffle unfold"
-        assert f"made for     iOS16, fp32, packed attention{suffix}\n" in summary(made, {})
+        assert f"target       iOS16, fp32, packed attention{suffix}\n" in summary(made, {})
         (block,) = ct.utils.load_spec(str(made.path)).mlProgram.functions["main"].block_specializations.values()
         others = {kind for form in kinds if form != unfold for kind in kinds[form]}
         found = {operation.type for operation in block.operations}
@@ -260,50 +260,50 @@ UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
         (
             {"output_type": "mask"},
             ConversionError,
-            "output type: expected one of labels, logits, probabilities, image, ",
+            "output_type: expected one of labels, logits, probabilities, image, ",
         ),
-        ({"output_size": "512"}, ConversionError, "output size: expected one of image, network, got '512'; choose one"),
+        ({"output_size": "512"}, ConversionError, "output_size: expected one of image, network, got '512'; choose one"),
         (
             {"output_dtype": "int8"},
             ConversionError,
-            "output dtype: expected one of float32, float16, got 'int8'; choose",
+            "output_dtype: expected one of float32, float16, got 'int8'; choose",
         ),
         (
             {"output_type": "labels"},
             ConversionError,
-            "--output-type: expected segmentation, got classification; leave it out",
+            "output_type: expected segmentation, got classification; leave it out",
         ),
         (
             {"task": "segmentation", "output_dtype": "float16"},
             ConversionError,
-            "--output-dtype: expected features, logits or probabilities, got segmentation with --output-type labels",
+            "output_dtype: expected features, logits or probabilities, got class indices; leave it out",
         ),
         (
             {"task": "segmentation", "hidden_states": True},
             ConversionError,
-            "--hidden-states: expected features, got segmentation; leave",
+            "hidden_states: expected features, got segmentation; leave",
         ),
         (
             {"task": "features", "output_size": "network"},
             ConversionError,
-            "--output-size: expected segmentation, got features; leave it",
+            "output_size: expected segmentation, got features; leave it",
         ),
         (
             {"task": "features", "output_dtype": "float16", "target": "iOS15"},
             ConversionError,
-            "target: expected iOS16 or later for float16 outputs, got iOS15; raise it with --target",
+            "target: expected iOS16 or later for float16 outputs, got iOS15; raise it",
         ),
         (
             {"image_sizes": [(64, 64), (96, 96)], "target": "iOS17"},
             ConversionError,
-            "target: expected iOS18 or later for several image sizes in one package, got iOS17; raise it with --target",
+            "target: expected iOS18 or later for several image sizes in one package, got iOS17; raise it",
         ),
         (
             {"image_sizes": [(64, 64), (4096, 4096)]},
             ConversionError,
             "image size: expected attention to take at most 5 GB, got 275 GB for 4096x4096 pixels; choose",
         ),
-        ({"image_sizes": [(64, 64), (64, 64)]}, ConversionError, "image size: expected each size once, got one twice"),
+        ({"image_sizes": [(64, 64), (64, 64)]}, ConversionError, "image_sizes: expected each size once, got one twice"),
         (
             {"image_sizes": [(64, 64), (8, 64)]},
             ConfigError,
@@ -311,8 +311,8 @@ UNTRAINED: dict[str, Any] = {"weights": "untrained", "variant": "xxs"}
         ),
         (
             {"task": "features", "labels": "names.txt"},
-            LabelsError,
-            "labels: expected none, since features have no classes, got 2; leave them out",
+            ConversionError,
+            "labels: expected none, since features have no classes; leave them out",
         ),
     ],
 )

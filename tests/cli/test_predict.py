@@ -34,7 +34,7 @@ from tests.test_inference import (
     small_package,
 )
 
-NOTE = "note: the package is made of untrained weights; its answers are noise\n"
+NOTE = "note: the package has untrained weights; its predictions are noise\n"
 SIZES = [(64, 64), (64, 96)]
 KINDS = ("mask", "overlay", "legend")
 PALETTE = ("#000000", "#00FF00", "#0000FF")
@@ -534,5 +534,5 @@ def test_no_picture_takes_the_place_of_one_to_read(
         colorful(64, 64).save(path)
     before = second.read_bytes()
     message = fails([str(segmenter), str(first), str(second), "--output", str(tmp_path), "--force"], capsys)
-    assert message == f"output {second}: expected another file than the pictures to read, got one; move it away"
+    assert message == f"output {second}: expected another file than the images to read, got one; move it away"
     assert second.read_bytes() == before
