@@ -1,7 +1,7 @@
-"""coremltools, imported without its chatter about parts that exist on a Mac only.
+"""Import of coremltools without its log messages about parts that exist only on macOS.
 
-Off a Mac its import logs some ten lines about native proxies that did not load, and that torch and
-scikit-learn are newer than it was tested with. Warnings of any later moment are not touched.
+On other systems the import logs about ten lines, on native proxies that did not load and on newer
+versions of torch and scikit-learn. Later warnings are not affected.
 """
 
 import logging
@@ -12,7 +12,7 @@ from functools import partialmethod
 from tqdm import tqdm
 
 _logger = logging.getLogger("coremltools")
-_logger.addFilter(_drop := lambda record: record.levelno >= logging.ERROR)
+_logger.addFilter(_errors_only := lambda record: record.levelno >= logging.ERROR)
 try:
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb  # noqa: N813
@@ -23,26 +23,23 @@ try:
     from coremltools.converters.mil.mil.scope import ScopeSource
     from coremltools.libmilstoragepython import _BlobStorageReader as BlobStorageReader
 finally:
-    _logger.removeFilter(_drop)
+    _logger.removeFilter(_errors_only)
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep coremltools' five bars a conversion off the terminal, and that it flattens a tuple of outputs, as it should.
-
-    It has no switch for either.
-    """
+    """Suppress coremltools' progress bars and its warning about a tuple of outputs, for which it has no option."""
     original = tqdm.__init__
     tqdm.__init__ = partialmethod(original, disable=True)
-    _logger.addFilter(_is_news)
+    _logger.addFilter(_is_relevant)
     try:
         yield
     finally:
         tqdm.__init__ = original
-        _logger.removeFilter(_is_news)
+        _logger.removeFilter(_is_relevant)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Tuple detected at graph output")
 
 

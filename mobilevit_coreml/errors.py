@@ -1,59 +1,59 @@
-"""The errors a user can cause. One line each: what, expected, got, what to do."""
+"""Errors for users. Each message is one line: what, expected, got, what to do."""
 
 from collections.abc import Collection
 
-MAX_CHARACTERS = 20_000  # all keys of a checkpoint that do not fit are fewer
+MAX_CHARACTERS = 20_000  # longer than a list of all keys of a checkpoint
 
 
 class MobileViTError(Exception):
-    """Base of every error this package raises on purpose; command lines print it and exit with 2."""
+    """Base of all errors of this package; commands print it and exit with code 2."""
 
     def __init__(self, message: str) -> None:
-        # one line, whatever was in the file that it quotes: line ends and what steers a terminal are shown as escapes
-        shown = message[:MAX_CHARACTERS]
-        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in shown))
+        # text quoted from files may have line ends and terminal control characters: escape them
+        text = message[:MAX_CHARACTERS]
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
 
 
 class ConfigError(MobileViTError):
-    """A configuration that no MobileViT can be built from."""
+    """Invalid MobileViT configuration."""
 
 
 class CheckpointError(MobileViTError):
-    """Weights that cannot be found, read, or fitted to the model."""
+    """Weights that are missing, unreadable, or do not fit the model."""
 
 
 class LabelsError(MobileViTError):
-    """Class names that cannot be read or do not fit the classifier."""
+    """Class names that are unreadable or do not fit the model."""
 
 
 class ConversionError(MobileViTError):
-    """A request that no Core ML package can fulfil."""
+    """Conversion options that are invalid or that Core ML does not support."""
 
 
 class OutputError(MobileViTError):
-    """A place where the result cannot be written."""
+    """Output path that cannot be written."""
 
 
 class PackageError(MobileViTError):
-    """A package that cannot be read or executed."""
+    """Package that cannot be read or executed."""
 
 
 class UnsupportedError(PackageError):
-    """An operation, or a value of one of its attributes, that the reference evaluator does not implement."""
+    """Operation or attribute value that the reference evaluator does not implement."""
 
 
 class InputError(MobileViTError):
-    """Inputs that do not fit what a package declares."""
+    """Images or other inputs that are unreadable or do not fit the package."""
 
 
 def os_error_text(error: Exception) -> str:
-    """Reason of an error from the system or a library, on one line."""
+    """Reason of an error from the system or a library, on one line of at most 150 characters."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:150]
+    return " ".join(reason.split())[:150].rstrip(" .;:") or type(error).__name__
 
 
 def error_text(error: Exception) -> str:
-    """Any error on one line, as commands print it."""
+    """Any error as one line, for commands to print."""
     if isinstance(error, MobileViTError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -67,6 +67,6 @@ def error_text(error: Exception) -> str:
 def check_choice(
     name: str, value: object, choices: Collection[object], error: type[MobileViTError] = ConversionError
 ) -> None:
-    """Raise an error for a value that is none of the choices."""
+    """Raise `error` unless `value` is one of `choices`."""
     if value not in choices:
         raise error(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r:.60}; choose one of these")

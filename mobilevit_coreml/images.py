@@ -1,4 +1,4 @@
-"""Images: the user's, read safely, and the ones drawn to verify a package where there are none."""
+"""Reading of image files, and synthetic images to verify packages with."""
 
 import contextlib
 import logging
@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.errors import InputError, os_error_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-MAX_PIXELS = 150_000_000  # of one image; past most cameras, 450 MB as RGB
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no EPS: Pillow would call Ghostscript for it
-SYNTHETIC_COUNT = 8  # images in the fixed set
+MAX_PIXELS = 150_000_000  # of one image: more than most cameras have, 450 MB as RGB
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # not EPS, for which Pillow runs Ghostscript
+SYNTHETIC_COUNT = 8
 SEED = 0
-_STDERR = threading.Lock()  # there is one for all threads
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what its decoders log and raise is on stderr, too
+_STDERR = threading.Lock()  # file descriptor 2 is shared by all threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise decoders log to stderr what they also raise
 
 
-def read_image(path: Path) -> Image.Image:
-    """A decoded image; raises InputError for what is none, is truncated, or is larger than MAX_PIXELS."""
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decoded image; raises InputError for unreadable or truncated files and more than MAX_PIXELS."""
     try:
-        # an error says it in one line, and large ones are bounded below
+        # Pillow's warnings are about errors that follow, or about large images
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(
@@ -37,31 +37,31 @@ def read_image(path: Path) -> Image.Image:
             return image
     except InputError:
         raise
-    except Exception as error:  # Pillow's decoders raise what their formats happen to break
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:100]
+    except Exception as error:  # decoders raise all kinds of exceptions for damaged files
         raise InputError(
-            f"image {path}: expected an image Pillow can read, got {reason or type(error).__name__}; check the file"
+            f"image {path}: expected an image Pillow can read, got {os_error_text(error)}; check the file"
         ) from None
 
 
 @contextlib.contextmanager
 def _silent_libtiff() -> Iterator[None]:
-    """Nothing on stderr: libtiff writes there itself, past Python, what Pillow raises afterwards."""
+    """Redirect file descriptor 2: libtiff writes errors there that Pillow raises afterwards."""
     with _STDERR:
-        kept = os.dup(2)
+        stderr = os.dup(2)
         try:
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
+            with Path(os.devnull).open("wb") as null:
+                os.dup2(null.fileno(), 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
-def images_in(directory: Path) -> list[Path]:
-    """The images in a directory, by name; raises InputError when there are none."""
+def images_in(directory: str | os.PathLike[str]) -> list[Path]:
+    """Paths of the image files in a directory, sorted by name; raises InputError if there are none."""
     try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        entries = sorted(Path(directory).iterdir())
+        paths = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
         raise InputError(
             f"images {directory}: expected a directory of images, got {error.strerror}; check the path"
@@ -72,22 +72,22 @@ def images_in(directory: Path) -> list[Path]:
 
 
 def synthetic_images(height: int, width: int, count: int = SYNTHETIC_COUNT) -> list[Image.Image]:
-    """RGB images with what photographs have: smooth areas, edges, shapes at several scales, texture, noise.
+    """Deterministic RGB images with gradients, shapes at several scales, texture and noise.
 
-    The same ones each time. Noise alone would excite a network as no photograph does.
+    Activations of a network for pure noise would be unlike those for photographs.
     """
     rng = np.random.default_rng(SEED)
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     images = []
     for _ in range(count):
-        colours = rng.uniform(0, 255, (4, 3))
+        colors = rng.uniform(0, 255, (4, 3))
         corners = [(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y]
-        image = sum(weight[..., None] * colour for weight, colour in zip(corners, colours, strict=True))
+        image = sum(weight[..., None] * color for weight, color in zip(corners, colors, strict=True))
         for _ in range(12):
-            centre, radius = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.3, 2)
-            inside = ((x - centre[0]) / radius[0]) ** 2 + ((y - centre[1]) / radius[1]) ** 2 < 1
+            center, radius = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.3, 2)
+            inside = ((x - center[0]) / radius[0]) ** 2 + ((y - center[1]) / radius[1]) ** 2 < 1
             if rng.random() < 0.5:
-                inside = (np.abs(x - centre[0]) < radius[0]) & (np.abs(y - centre[1]) < radius[1])
+                inside = (np.abs(x - center[0]) < radius[0]) & (np.abs(y - center[1]) < radius[1])
             image = np.where(inside[..., None], rng.uniform(0, 255, 3), image)
         waves = np.sin(2 * np.pi * (rng.uniform(4, 40) * x + rng.uniform(4, 40) * y))
         image = image + rng.uniform(5, 30) * waves[..., None] + rng.normal(0, rng.uniform(2, 15), (height, width, 3))

@@ -1,4 +1,4 @@
-"""Class maps: from a segmenter's output to a photograph's size, to colours, and to shares of the image."""
+"""Class maps of segmenters: resizing, class shares, palette images, overlays, legends."""
 
 import itertools
 import math
@@ -12,10 +12,10 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from mobilevit_coreml.errors import InputError
 
-VOID = -1  # in a class map: no class
-VOID_PIXEL, VOID_COLOR = 255, "#E0E0C0"  # in an image of one, as in PASCAL VOC
-OPACITY = 0.6  # of the colours over a photograph
-ROW, SWATCH, MARGIN = 28, 18, 10  # pixels of a legend
+VOID = -1  # value of pixels without a class in a class map
+VOID_PIXEL, VOID_COLOR = 255, "#E0E0C0"  # index and colour of these pixels in a palette image, as in PASCAL VOC
+OPACITY = 0.6  # of an overlay
+ROW, SWATCH, MARGIN = 28, 18, 10  # of a legend, pixels
 
 ClassMap = NDArray[np.int32]
 
@@ -23,17 +23,16 @@ ClassMap = NDArray[np.int32]
 def post_process_semantic_segmentation(
     outputs: NDArray[np.generic], target_sizes: Sequence[tuple[int, int]] | None = None
 ) -> list[ClassMap]:
-    """Class maps (height, width) of the target sizes, or of the outputs' own.
+    """Class maps (height, width) int32 of the target sizes, by default of the size of the outputs.
 
-    `outputs` is (B, classes, H, W), logits or probabilities, which are resized bilinearly before the
-    largest is taken, or class indices (B, H, W), which are resized to the nearest. As transformers' image
-    processor does it.
+    outputs: logits or probabilities (B, classes, H, W), resized bilinearly before argmax, or class
+    indices (B, H, W), resized to nearest. The same as in transformers' image processor.
     """
     if outputs.ndim not in (3, 4):
-        raise InputError(f"outputs: expected 3 or 4 dimensions, got {outputs.ndim}; add one for the batch")
+        raise InputError(f"outputs: expected 3 or 4 dimensions, got {outputs.ndim}; add a batch dimension")
     if target_sizes is not None and len(target_sizes) != len(outputs):
         raise InputError(
-            f"target_sizes: expected one for each of {len(outputs)} outputs, got {len(target_sizes)}; give as many"
+            f"target_sizes: expected {len(outputs)}, one for each output, got {len(target_sizes)}; give as many"
         )
     maps = []
     for index, output in enumerate(outputs):
@@ -50,14 +49,13 @@ def post_process_semantic_segmentation(
 
 
 def full_size_class_map(
-    output: NDArray[np.generic], covered: tuple[float, float, float, float], size: tuple[int, int]
+    output: NDArray[np.generic], crop_box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> ClassMap:
-    """The class map (height, width) of a whole photograph, VOID where the network did not see it.
+    """Class map (height, width) of a photograph of `size` (width, height), VOID outside the crop.
 
-    `output` is (classes, H, W) or (H, W) for the part `covered`, as `Preprocessing.crop_box` has it, of
-    a photograph of `size` (width, height).
+    output: (classes, H, W) or (H, W) of the crop. crop_box: from `Preprocessing.crop_box`.
     """
-    left, top, right, bottom = (round(edge) for edge in covered)
+    left, top, right, bottom = (round(edge) for edge in crop_box)
     (part,) = post_process_semantic_segmentation(output[None], [(max(bottom - top, 1), max(right - left, 1))])
     whole = np.full((size[1], size[0]), VOID, np.int32)
     x, y = max(left, 0), max(top, 0)
@@ -67,16 +65,16 @@ def full_size_class_map(
 
 
 def class_shares(class_map: ClassMap, labels: Sequence[str]) -> dict[str, float]:
-    """Share of each class that occurs, of the pixels that have one, largest first."""
+    """Share of each class among the pixels that have a class, 0 to 1, in descending order, without zeros."""
     counts = np.bincount(class_map[class_map != VOID], minlength=len(labels))
     order = np.argsort(-counts, kind="stable")
     return {labels[index]: float(counts[index] / counts.sum()) for index in order if counts[index]}
 
 
 def palette_image(class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
-    """An image with a palette whose pixel values are the class indices, as PASCAL VOC's masks are.
+    """Palette image with class indices as pixel values and VOID as 255, the format of PASCAL VOC masks.
 
-    VOID is 255, so of more than 255 classes it is the plain colours.
+    An RGB image for more than 255 classes.
     """
     if len(colors) > VOID_PIXEL:
         return Image.fromarray(_palette(colors)[class_map])
@@ -88,16 +86,16 @@ def palette_image(class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
 
 
 def overlay(photograph: Image.Image, class_map: ClassMap, colors: Sequence[str]) -> Image.Image:
-    """The classes' colours over an RGB photograph of the map's size; black ones and VOID leave it as it is."""
+    """Class colours blended with an RGB photograph of the map's size; black and VOID are transparent."""
     pixels = np.asarray(photograph, dtype=np.float32)
     paint = _palette(colors)[class_map].astype(np.float32)
-    shown = (paint.any(-1) & (class_map != VOID))[..., None] * np.float32(OPACITY)
-    mixed = pixels * (1 - shown) + paint * shown
+    alpha = (paint.any(-1) & (class_map != VOID))[..., None] * np.float32(OPACITY)
+    mixed = pixels * (1 - alpha) + paint * alpha
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def legend(shares: Mapping[str, float], colors: Mapping[str, str]) -> Image.Image:
-    """A swatch, the name and the share of each class, one below the other."""
+    """RGB image with colour, share and name of each class, one per line."""
     font = ImageFont.load_default(SWATCH)
     texts = {label: f"{share:6.1%}  {label}" for label, share in shares.items()}
     left = 2 * MARGIN + SWATCH
@@ -111,5 +109,5 @@ def legend(shares: Mapping[str, float], colors: Mapping[str, str]) -> Image.Imag
 
 
 def _palette(colors: Sequence[str]) -> NDArray[np.uint8]:
-    """(classes + 1, 3): the colour of each class, and at the end, where VOID points to, of none."""
+    """Colours (classes + 1, 3) of the classes and, last (index VOID), of VOID."""
     return np.array([ImageColor.getrgb(color)[:3] for color in (*colors, VOID_COLOR)], np.uint8)

@@ -1,4 +1,4 @@
-"""The pixel contract: from a photograph to the values the network sees. One source for model, package and validator."""
+"""Preprocessing of images, for model, package and validator."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
+from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CHANNEL_ORDERS = ("BGR", "RGB")
-INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
-# Shorter edge before the crop, per crop side (Apple's evaluations)
-MARGINS: Mapping[str, Fraction] = {
-    CLASSIFICATION: Fraction(288, 256),
-    SEGMENTATION: Fraction(544, 512),
-    FEATURES: Fraction(288, 256),
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's values
+# Shorter edge after resizing / crop side, in Apple's evaluations
+RESIZE_RATIOS: Mapping[str, Fraction] = {
+    Task.CLASSIFICATION: Fraction(288, 256),
+    Task.SEGMENTATION: Fraction(544, 512),
+    Task.FEATURES: Fraction(288, 256),
 }
 MAX_SIDE = 8192  # pixels
 MAX_SCALE = 1000
@@ -29,18 +29,18 @@ MAX_RESIZED = 100_000_000  # pixels of the resized image before the crop
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter edge to `resize` pixels, cut `crop` (height, width) from the centre, scale, order channels.
+    """Resize the shorter edge to `resize` pixels, centre-crop to `crop` (height, width), scale, order channels.
 
-    The package does the last two itself; resizing and cropping are the app's, or with `include_crop`
-    only the resizing: the package then takes what the crop is cut from. With `fill`, as for crops that
-    are not square, an image is resized until it covers the crop and that margin on either axis. In
-    masks that are made with `reduce_labels` the value of a class is one more than its index, and 0
-    does not count.
+    The package scales and orders channels; with `include_crop` it crops, too; the app does the rest.
+    With `fill`, for crops that are not square, images are resized to cover the crop and its margin.
+    With `reduce_labels`, values of ground-truth masks are class index + 1, and 0 is ignored.
+
+    Raises ConfigError for values out of range.
     """
 
     resize: int
     crop: tuple[int, int]
-    channel_order: str  # BGR or RGB
+    channel_order: str  # of the network, BGR or RGB
     interpolation: str = "bilinear"
     scale: float = 1 / 255
     include_crop: bool = False
@@ -70,12 +70,12 @@ class Preprocessing:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the image the package takes, pixels."""
+        """(height, width) of the package's image input, pixels."""
         if not self.include_crop:
             return self.crop
         if self.fill:
             return self._filled
-        # by an even margin, since halves of odd ones would shift the crop by a pixel
+        # even margins: half of an odd margin would shift the crop by a pixel
         height, width = (side + max(self.resize - side, 0) // 2 * 2 for side in self.crop)
         return height, width
 
@@ -85,37 +85,37 @@ class Preprocessing:
         return self.crop[0] + margin, self.crop[1] + margin
 
     def with_crop(self, crop: tuple[int, int]) -> Self:
-        """The same contract at another size: the margin around the crop keeps its proportion.
+        """Preprocessing for another crop (height, width) with the same ratio of `resize` to crop.
 
-        One that is not square fills its crop: by the shorter edge alone it would be padded black.
+        Crops that are not square set `fill`; resizing the shorter edge alone could leave black padding.
         """
         fill = self.fill if crop == self.crop else crop[0] != crop[1]
         if min(crop) == min(self.crop):
             return dataclasses.replace(self, crop=crop, fill=fill)
-        resize = _with_margin(min(crop), Fraction(self.resize, min(self.crop)))
+        resize = _resize_edge(min(crop), Fraction(self.resize, min(self.crop)))
         return dataclasses.replace(self, crop=crop, resize=max(resize, 1), fill=fill)
 
     def prepare(self, image: "Image.Image") -> "Image.Image":
-        """The RGB image of `input_size` that the package's image input takes.
+        """Resize and crop an image to an RGB image of `input_size`, for the package's image input.
 
-        Of images with 8 or 16 bits a channel; EXIF orientation is applied; what is smaller than the
-        crop is padded black. Raises InputError for images of other numbers, or far longer than wide.
+        Takes 8 or 16 bits per channel and applies the EXIF orientation; images smaller than the crop are
+        padded black. Raises InputError for floating-point images and extreme aspect ratios.
         """
         image = upright_rgb(image)
         image = image.resize(self._resized(image.size), INTERPOLATIONS[self.interpolation])
         return _center_crop(image, self.input_size)
 
     def prepare_mask(self, mask: "Image.Image") -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        """The class indices (H, W) uint8 of a mask, of `crop` size, that belong to `prepare`'s image; 255 is void.
+        """Resize and crop a ground-truth mask to class indices (H, W) uint8 of `crop` size; 255 is void.
 
-        `mask` has 8 bits a pixel, as class indices or as a palette's. Beyond its edges it is 0, as the
-        reference has it.
+        mask: 8 bits per pixel, class indices or a palette image. Padded with 0, as in transformers.
+        Raises InputError for masks of other modes.
         """
         import numpy as np
         from PIL import Image
 
         if mask.mode not in ("L", "P"):
-            raise InputError(f"mask: expected a class index a pixel (mode L or P), got mode {mask.mode}")
+            raise InputError(f"mask: expected a class index per pixel (mode L or P), got mode {mask.mode}")
         indices = np.asarray(mask)
         if self.reduce_labels:
             indices = np.where(indices == 0, 255, np.where(indices == 255, 255, indices - 1)).astype(np.uint8)
@@ -123,9 +123,9 @@ class Preprocessing:
         return np.array(_center_crop(resized, self.crop))
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the crop in an upright image of `size` (width, height), in its pixels.
+        """(left, top, right, bottom) of the crop in an upright image of `size` (width, height), pixels.
 
-        What is beyond the edges is padding.
+        Parts outside the image are padding.
         """
         width, height = self._resized(size)
         left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
@@ -133,7 +133,7 @@ class Preprocessing:
         return left * x, top * y, (left + self.crop[1]) * x, (top + self.crop[0]) * y
 
     def pixels(self, image: "Image.Image") -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """What the network sees of an image of `input_size`: (1, 3, H, W) float32 in the channel order."""
+        """Network input (1, 3, H, W) float32, scaled and in channel order, for an image of `input_size`."""
         import numpy as np
 
         values = np.asarray(_center_crop(image.convert("RGB"), self.crop), dtype=np.float32)  # H W C
@@ -143,23 +143,20 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) with the shorter edge at `resize`, or of what fills the crop and its margin."""
+        """(width, height) after resizing, with the shorter edge at `resize` or, with `fill`, covering the crop."""
         if self.fill:
             height, width = self._filled
             scale = max(Fraction(width, size[0]), Fraction(height, size[1]))
-            new = int(size[0] * scale), int(size[1] * scale)  # of fractions: the side that decides is exact
-            if new[0] * new[1] > MAX_RESIZED:
-                raise _too_long(size)
-            return new
-        short, long = sorted(size)
-        new_long = int(self.resize * long / short)
-        if new_long * self.resize > MAX_RESIZED:
-            raise _too_long(size)
-        return (self.resize, new_long) if size[0] <= size[1] else (new_long, self.resize)
-
-
-def _too_long(size: tuple[int, int]) -> InputError:
-    return InputError(f"image: expected one that is not far longer than wide, got {size[0]}x{size[1]}; crop it first")
+            resized = int(size[0] * scale), int(size[1] * scale)  # fractions keep the limiting side exact
+        else:
+            short, long = sorted(size)
+            edges = self.resize, int(self.resize * long / short)
+            resized = edges if size[0] <= size[1] else edges[::-1]
+        if resized[0] * resized[1] > MAX_RESIZED:
+            raise InputError(
+                f"image: expected a less extreme aspect ratio, got {size[0]}x{size[1]} pixels; crop it first"
+            )
+        return resized
 
 
 def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
@@ -169,9 +166,9 @@ def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
 
 
 def upright_rgb(image: "Image.Image") -> "Image.Image":
-    """An image of 8 or 16 bits a channel as RGB, turned as its EXIF data say; raises InputError for other numbers.
+    """Image with 8 or 16 bits per channel as RGB, with EXIF orientation applied and without transparency.
 
-    Transparency is dropped, as by transformers' image processor.
+    Raises InputError for floating-point images and damaged EXIF data.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -179,38 +176,37 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
     if image.mode == "F":
         raise InputError("image: expected integers of 8 or 16 bits, got floating point; convert it first")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of EXIF data that can be read nevertheless
+        with warnings.catch_warnings(action="ignore"):  # about EXIF data that are still readable
             image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Pillow's parsers raise what broken EXIF happens to lead to
-        raise InputError(f"image: expected sound EXIF data, got {type(error).__name__}; strip them") from None
+    except Exception as error:  # parsers raise all kinds of exceptions for damaged data
+        raise InputError(f"image: expected valid EXIF data, got {type(error).__name__}; remove them") from None
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip to 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if "transparency" in image.info:  # of a palette, which Pillow would warn of
+    if "transparency" in image.info:  # of a palette image, for which Pillow would warn
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def default_preprocessing(task: str, crop: tuple[int, int], channel_order: str) -> Preprocessing:
-    """Apple's evaluation: shorter edge 288 and centre 256 of the classifiers, 544 and 512 of the segmenters.
+    """Preprocessing of Apple's evaluations, with the same ratio of `resize` to crop.
 
-    At another crop the margin keeps its proportion, in whole pixels on either side.
+    Classifiers: resize 288, crop 256; segmenters: resize 544, crop 512.
     """
-    return Preprocessing(_with_margin(min(crop), MARGINS[task]), crop, channel_order)
+    return Preprocessing(_resize_edge(min(crop), RESIZE_RATIOS[task]), crop, channel_order)
 
 
-def _with_margin(side: int, proportion: Fraction) -> int:
-    return side + 2 * round(side * (proportion - 1) / 2)
+def _resize_edge(side: int, ratio: Fraction) -> int:
+    return side + 2 * round(side * (ratio - 1) / 2)  # the same margin on both sides
 
 
 def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
-    """The contract in a Hugging Face `preprocessor_config.json`; what it leaves out is as in `default`.
+    """Preprocessing from a Hugging Face `preprocessor_config.json`, with `default` for missing values.
 
-    Raises CheckpointError for steps that are not MobileViT's, such as a mean and a deviation.
+    Raises CheckpointError for invalid values and for normalization with mean and standard deviation.
     """
     if values.get("do_normalize"):
         raise CheckpointError(
-            f"{source}: expected no mean and deviation (do_normalize), got them switched on; "
-            "MobileViT is trained on pixels scaled to 0..1 only"
+            f"{source}: do_normalize: expected false, got true; MobileViT is trained on pixels scaled to 0..1 only"
         )
     crop = default.crop
     if values.get("do_center_crop", True) and "crop_size" in values:
@@ -234,16 +230,16 @@ def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source:
 
 
 def timm_settings(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A timm `config.json` with what it keeps under `pretrained_cfg` brought up beside the rest."""
+    """Contents of a timm `config.json` with the keys of `pretrained_cfg` moved to the top level."""
     inner = values.get("pretrained_cfg")
     return {**values, **inner} if isinstance(inner, Mapping) else values
 
 
 def from_timm(values: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
-    """The contract in a timm `config.json`; what it leaves out is as in `default`.
+    """Preprocessing from a timm `config.json`, with `default` for missing values.
 
-    timm resizes the shorter edge to the crop's divided by `crop_pct`. Raises CheckpointError for a
-    mean or a deviation, which MobileViT does not have.
+    timm resizes the shorter edge to the crop side / crop_pct. Raises CheckpointError for invalid values
+    and for normalization with mean and standard deviation.
     """
     settings = timm_settings(values)
     for key, expected in (("mean", 0), ("std", 1)):
@@ -264,7 +260,7 @@ def from_timm(values: Mapping[str, Any], default: Preprocessing, source: str) ->
             raise CheckpointError(f"{source}: crop_pct: expected a share, 0.1 to 1, got {share!r}; 0.9 is usual")
         resize = math.floor(min(crop) / share)
     interpolation = settings.get("interpolation", default.interpolation)
-    if interpolation not in tuple(INTERPOLATIONS):  # of a tuple, since JSON may have a list there, without a hash
+    if interpolation not in tuple(INTERPOLATIONS):  # a tuple, because the JSON value may be unhashable
         raise CheckpointError(
             f"{source}: interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {interpolation!r:.60}; "
             "bicubic is usual"

@@ -1,4 +1,4 @@
-"""Files that users take away: in the top folders of a checkout, inside the package once it is installed."""
+"""Data files for users: top-level folders of a checkout, included in the installed package."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ PACKAGE = Path(__file__).parent
 
 
 def shipped(installed: str, checkout: str) -> Path:
-    """A folder's path: `installed` within the package if it is there, or else `checkout` beside the package."""
+    """Path of a folder: `installed` in the package if it exists, otherwise `checkout` next to the package."""
     return folder if (folder := PACKAGE / installed).is_dir() else PACKAGE.parent / checkout

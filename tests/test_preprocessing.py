@@ -147,7 +147,7 @@ def test_reduced_labels_are_one_less_and_nothing_is_void() -> None:
 def test_a_mask_of_colours_is_none(mode: str) -> None:
     with pytest.raises(InputError) as error:
         Preprocessing(68, (64, 64), "RGB").prepare_mask(drawn(80, 80, mode))
-    assert str(error.value) == f"mask: expected a class index a pixel (mode L or P), got mode {mode}"
+    assert str(error.value) == f"mask: expected a class index per pixel (mode L or P), got mode {mode}"
 
 
 ODD_SIZES = list(itertools.product((20, 33, 36, 47, 72, 101), repeat=2))  # width and height, pixels
@@ -279,7 +279,7 @@ def test_pictures_that_cannot_be_prepared() -> None:
     prepare = default_preprocessing("classification", (256, 256), "BGR").prepare
     with pytest.raises(InputError, match="expected integers of 8 or 16 bits, got floating point"):
         prepare(drawn(30, 30, "F"))
-    with pytest.raises(InputError, match="expected one that is not far longer than wide, got 1x40000; crop it first"):
+    with pytest.raises(InputError, match="expected a less extreme aspect ratio, got 1x40000 pixels; crop it first"):
         prepare(Image.new("L", (1, 40000)))
 
 

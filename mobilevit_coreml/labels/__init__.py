@@ -1,12 +1,13 @@
-"""Class names: the ones shipped as data, and the ones users bring."""
+"""Class names: of ImageNet-1k and PASCAL VOC, and from files."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from mobilevit_coreml.errors import LabelsError
+from mobilevit_coreml.errors import LabelsError, os_error_text
 
 MAX_LABELS = 100_000
 MAX_LABEL_FILE_BYTES = 16 * 1024 * 1024
@@ -14,25 +15,25 @@ MAX_LABEL_FILE_BYTES = 16 * 1024 * 1024
 
 @cache
 def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 ImageNet-1k class names in index order; `crane` is there twice (134 bird, 517 machine)."""
+    """ImageNet-1k class names in index order; `crane` occurs twice (134 bird, 517 machine)."""
     return _shipped("imagenet_1k.json", "names")
 
 
 @cache
 def imagenet_synsets() -> tuple[str, ...]:
-    """The WordNet ids of the ImageNet-1k classes in index order, which are the names of its directories."""
+    """WordNet ids of the ImageNet-1k classes in index order, the directory names of the data set."""
     return _shipped("imagenet_1k.json", "synsets")
 
 
 @cache
 def voc_labels() -> tuple[str, ...]:
-    """The 21 PASCAL VOC class names in index order, background first."""
+    """PASCAL VOC class names in index order, background first."""
     return _shipped("pascal_voc_21.json", "names")
 
 
 @cache
 def voc_colors() -> tuple[str, ...]:
-    """The colours of the PASCAL VOC classes, `#RRGGBB`."""
+    """Colours of the PASCAL VOC classes, `#RRGGBB`."""
     return _shipped("pascal_voc_21.json", "colors")
 
 
@@ -42,33 +43,35 @@ def _shipped(file: str, key: str) -> tuple[str, ...]:
 
 
 def placeholder_labels(count: int) -> tuple[str, ...]:
-    """`LABEL_0`, `LABEL_1`, …: what transformers calls classes nobody named."""
+    """`LABEL_0`, `LABEL_1`, …, the defaults of transformers."""
     if not isinstance(count, int) or not 1 <= count <= MAX_LABELS:
         raise LabelsError(f"number of classes: expected 1 to {MAX_LABELS}, got {count!r}; check the classifier's shape")
     return tuple(f"LABEL_{index}" for index in range(count))
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
+def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Class names in index order from a file.
 
-    A text file has one name a line. A JSON file holds a list of names, an object from index to name
-    (a Hugging Face `id2label`) or from name to index (a torchvision `class_to_idx`), or an object
-    with one of these under "id2label" or "names".
+    A text file has one name per line. A JSON file has a list of names, an object from index to name
+    (Hugging Face `id2label`) or from name to index (torchvision `class_to_idx`), or an object with
+    one of these under "id2label" or "names".
 
-    Raises LabelsError when the file cannot be read or leaves a class without a name.
+    Raises LabelsError if the file is unreadable or a class has no name.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_LABEL_FILE_BYTES + 1)  # what the file claims of its size proves nothing
+            content = file.read(MAX_LABEL_FILE_BYTES + 1)  # the size in the file system may be wrong
         if len(content) > MAX_LABEL_FILE_BYTES:
             raise LabelsError(
                 f"labels {path}: expected at most {MAX_LABEL_FILE_BYTES} bytes, got more; "
-                "give a file with one class name a line"
+                "give a file with one class name per line"
             )
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        reason = os_error_text(error) if isinstance(error, OSError) else "other bytes"
         raise LabelsError(
-            f"labels {path}: expected a UTF-8 text or JSON file, got {_reason(error)}; give one class name a line"
+            f"labels {path}: expected a UTF-8 text or JSON file, got {reason}; give one class name per line"
         ) from None
     if path.suffix.lower() != ".json":
         return _checked([line.strip() for line in text.rstrip().splitlines()], str(path))
@@ -86,7 +89,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def labels_from_mapping(values: Mapping[object, object], source: str) -> tuple[str, ...]:
-    """Names in index order from {index: name} or {name: index}; indices must be 0 to n-1."""
+    """Class names in index order from {index: name} or {name: index}.
+
+    Raises LabelsError unless the indices are 0 to n-1 and all names are printable.
+    """
     pairs: Iterable[tuple[object, object]] = values.items()
     if values and all(isinstance(value, int) for value in values.values()):
         pairs = ((index, name) for name, index in values.items())
@@ -107,14 +113,13 @@ def labels_from_mapping(values: Mapping[object, object], source: str) -> tuple[s
 
 
 def unique_labels(labels: Sequence[str]) -> tuple[tuple[str, ...], dict[int, str]]:
-    """Make names unique, as Core ML's class labels must be.
+    """Unique class names, which Core ML requires, and {index: original name} of the renamed ones.
 
-    The first of equal names stays; a later one becomes "NAME (INDEX)", so ImageNet's second `crane`
-    is "crane (517)". Returns the names and {index: original name} of those that changed.
+    The first of equal names is kept; later ones become "NAME (INDEX)": ImageNet's second `crane` is
+    "crane (517)".
     """
-    taken = set(labels)
-    seen: set[str] = set()
-    result = []
+    taken, seen = set(labels), set[str]()
+    unique: list[str] = []
     renamed = {}
     for index, label in enumerate(labels):
         name = label
@@ -125,8 +130,8 @@ def unique_labels(labels: Sequence[str]) -> tuple[tuple[str, ...], dict[int, str
             taken.add(name)
             renamed[index] = label
         seen.add(label)
-        result.append(name)
-    return tuple(result), renamed
+        unique.append(name)
+    return tuple(unique), renamed
 
 
 def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
@@ -136,7 +141,3 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
     return tuple(str(name) for name in names)
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "other bytes"

@@ -1,4 +1,4 @@
-"""A colour for each class of a mask."""
+"""Colours of the classes in masks."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LEVELS = 17  # of red, green and blue in the grid colours are chosen from
-MIN_LIGHTNESS = 0.4  # OKLab's, 0 to 1: what is darker cannot be told from black over a photograph
+LEVELS = 17  # of red, green and blue, in the grid of candidates
+MIN_LIGHTNESS = 0.4  # in OKLab, 0 to 1; darker colours look black over a photograph
 BLACK = "#000000"
 
 
 def class_colors(labels: Sequence[str]) -> tuple[str, ...]:
-    """`#RRGGBB` for each class: PASCAL VOC's for its classes, for others colours that are told apart easily.
+    """`#RRGGBB` of each class: the colours of PASCAL VOC for its classes, otherwise distinct colours.
 
-    A first class called background is black; no other is near black.
+    A first class named background is black; other colours are far from black.
     """
     if tuple(labels) == voc_labels():
         return voc_colors()
@@ -28,9 +28,9 @@ def class_colors(labels: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def distinct_colors(count: int) -> tuple[str, ...]:
-    """Always the colour that is farthest from black and from all before, by distance in OKLab (Ottosson 2020).
+    """Greedy choice of the colour farthest from black and all earlier colours in OKLab (Ottosson 2020).
 
-    Of more than a few thousand some come twice.
+    Colours repeat if there are more than a few thousand.
     """
     import numpy as np
 
@@ -48,11 +48,11 @@ def distinct_colors(count: int) -> tuple[str, ...]:
 
 
 def _oklab(srgb: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Lightness and two opponent axes of colours (N, 3), 0 to 1."""
+    """sRGB colours (N, 3), 0 to 1, in OKLab: lightness and two opponent axes."""
     import numpy as np
 
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    to_cones = [
+    to_lms = [  # cone responses
         [0.4122214708, 0.5363325363, 0.0514459929],
         [0.2119034982, 0.6806995451, 0.1073969566],
         [0.0883024619, 0.2817188376, 0.6299787005],
@@ -62,4 +62,4 @@ def _oklab(srgb: "NDArray[np.float64]") -> "NDArray[np.float64]":
         [1.9779984951, -2.4285922050, 0.4505937099],
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
-    return np.cbrt(linear @ np.transpose(to_cones)) @ np.transpose(to_lab)
+    return np.cbrt(linear @ np.transpose(to_lms)) @ np.transpose(to_lab)

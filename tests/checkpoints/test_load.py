@@ -479,7 +479,7 @@ def test_old_preprocessor_files_have_plain_numbers(xs_snapshot: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"do_normalize": True}, "expected no mean and deviation (do_normalize), got them switched on"),
+        ({"do_normalize": True}, "do_normalize: expected false, got true"),
         ({"crop_size": {"height": 256}}, "crop_size: expected pixels, 1 to 8192, got None"),
         ({"size": {"shortest_edge": "big"}}, "size.shortest_edge: expected pixels, 1 to 8192, got 'big'"),
         ({"resample": 9}, "resample: expected 0 to 5 as in Pillow, got 9"),

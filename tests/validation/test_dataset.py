@@ -107,5 +107,5 @@ def test_a_list_chooses(voc: Path) -> None:
 
 
 def test_a_mask_in_colours_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"mask .*a.png: expected a class index a pixel"):
+    with pytest.raises(InputError, match=r"mask .*a.png: expected a class index per pixel"):
         true_mask(photograph(tmp_path / "a.png"), CONTRACT)
