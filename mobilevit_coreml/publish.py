@@ -129,3 +129,21 @@ def publish(staged: Path, path: Path, force: bool) -> None:
                 f"output {path}: expected its name to stay free, got something another run put there meanwhile; "
                 "add --force to replace a package"
             ) from None
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make a directory and hold it for this process alone; raises OutputError while another one holds it."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"output {directory}: expected to be alone there, got another run at work; wait for it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

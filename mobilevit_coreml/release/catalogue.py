@@ -1,146 +1,225 @@
-"""What was made, for machines and for people: catalogue.json, CATALOGUE.md, and the README's table."""
+"""Reports of packages, and the catalogue made of them, for machines and for people."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.package.interface import CLASS_LABEL, OutputOptions, output_names
+from mobilevit_coreml.checkpoints.source import WeightsSource
+from mobilevit_coreml.errors import InputError, os_error_text
+from mobilevit_coreml.package.interface import CLASS_LABEL, output_names
 from mobilevit_coreml.publish import atomic_write
-from mobilevit_coreml.release.build import megabytes
 from mobilevit_coreml.release.recipe import Recipe
+from mobilevit_coreml.report.formatting import decibels, megabytes, percent
 from mobilevit_coreml.shipped import PACKAGE
+from mobilevit_coreml.strict_json import JsonError, load, plain, read_json, to_json
 
-SCHEMA = 1  # of catalogue.json; counts up when something in it changes its meaning
-MAX_CATALOGUE = 16 * 1024**2  # bytes
-MEASURED = PACKAGE.parent / "conversions" / "catalogue.json"  # of the packages in the README
+REPORT = "report.json"
+SCHEMA = 1  # of both files; counts up when something in one changes its meaning
+MAX_BYTES = 16 * 1024**2  # of a report or a catalogue
+README = PACKAGE.parent / "conversions" / "README.md"
+MEASURED = README.with_name("catalogue.json")  # of the packages in it
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "NOT_RUN"
-BEGIN = "<!-- packages: `python -m conversions --readme README.md` writes what follows -->"
+BEGIN = "<!-- packages: `python -m conversions --readme` writes what follows -->"
 END = "<!-- end of packages -->"
 
 
-def entry_of(recipe: Recipe, verdict: str, error: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A recipe and what became of it: sizes in bytes, figures by their names in verification.BOUNDS."""
-    asked = {
-        "name": recipe.name,
-        "verdict": verdict,
-        "error": error,
-        "task": recipe.task,
-        "variant": recipe.variant,
-        "target": recipe.target,
-        "stored": recipe.stored,
-        "outputs": _outputs(recipe),
-        "notes": recipe.notes,
-    }
-    if report is None or not report.get("package"):
-        return asked
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """report.json: all that was measured of a package, the same each time; of a recipe without one only why.
+
+    Sizes are bytes, and (height, width) in pixels; figures have the names of metrics.BOUNDS.
+    """
+
+    recipe: str
+    error: str = ""
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    package: str | None = None
+    sha256: str = ""
+    untrained: bool = False
+    bytes: int = 0
+    operations: int = 0
+    target: str = ""
+    classes: int = 0
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: WeightsSource | None = None
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    fidelity: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notices: list[str] = dataclasses.field(default_factory=list)
+    schema: int = SCHEMA
+
+
+def read_report(directory: Path) -> Report | None:
+    """The report in a recipe's directory; None where there is none that `build` wrote."""
+    try:
+        report = load(Report, read_json(directory / REPORT, MAX_BYTES), "")
+    except JsonError:
+        return None
+    return report if report.schema == SCHEMA else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A recipe and its outcome in catalogue.json; fields that are None are left out, all from `package` without one.
+
+    Sizes are bytes, and (height, width) in pixels; figures, by function, have the names of metrics.BOUNDS.
+    """
+
+    name: str
+    verdict: str
+    error: str
+    task: str
+    variant: str
+    target: str
+    stored: str
+    outputs: list[str]
+    notes: str
+    package: str | None = None
+    bytes: int | None = None
+    operations: int | None = None
+    untrained: bool | None = None
+    weights: WeightsSource | None = None
+    sha256: str | None = None
+    sizes: Mapping[str, tuple[int, int]] | None = None
+    fidelity: Mapping[str, Mapping[str, float]] | None = None
+    quality: Mapping[str, Mapping[str, float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """catalogue.json."""
+
+    schema: int
+    packages: list[Entry]
+
+
+def entry_of(recipe: Recipe, verdict: str, error: str, report: Report | None) -> Entry:
+    """A recipe's entry in the catalogue."""
+    outputs = output_names(recipe.task, recipe.options.outputs(expand=True))
+    entry = Entry(
+        name=recipe.name,
+        verdict=verdict,
+        error=error,
+        task=recipe.task,
+        variant=recipe.variant,
+        target=recipe.target,
+        stored=recipe.stored,
+        outputs=[name for name in outputs if name != CLASS_LABEL],
+        notes=recipe.notes,
+    )
+    if report is None or report.package is None:
+        return entry
     same = ("package", "bytes", "operations", "untrained", "weights", "sha256", "sizes")
-    return {
-        **asked,
-        **{key: report[key] for key in same},
-        "fidelity": {name: side["figures"] for name, side in report["fidelity"].items()},
-        "quality": {name: side["figures"] for name, side in report["quality"].items()},
-    }
+    return dataclasses.replace(
+        entry,
+        **{name: getattr(report, name) for name in same},
+        fidelity={name: side["figures"] for name, side in report.fidelity.items()},
+        quality={name: side["figures"] for name, side in report.quality.items()},
+    )
 
 
-def _outputs(recipe: Recipe) -> list[str]:
-    values = {**recipe.output, "hidden_states": 5 if recipe.output.get("hidden_states") else 0}
-    return [name for name in output_names(recipe.task, OutputOptions(**values)) if name != CLASS_LABEL]
-
-
-def write_catalogue(output: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+def write_catalogue(output: Path, entries: Sequence[Entry]) -> None:
     """Write catalogue.json and CATALOGUE.md; equal packages give equal bytes."""
-    text = json.dumps({"schema": SCHEMA, "packages": entries}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, content in (("catalogue.json", text), ("CATALOGUE.md", page(entries))):
+    packages = [{key: value for key, value in plain(entry).items() if value is not None} for entry in entries]
+    json = to_json({"schema": SCHEMA, "packages": packages})
+    for name, content in (("catalogue.json", json), ("CATALOGUE.md", page(entries).encode())):
         with atomic_write(output / name) as file:
-            file.write(content.encode())
+            file.write(content)
 
 
-def read_catalogue(path: Path) -> list[dict[str, Any]]:
+def read_catalogue(path: Path) -> list[Entry]:
     """The packages of a catalogue.json; raises InputError for another file."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_CATALOGUE + 1)
-        values = json.loads(content) if len(content) <= MAX_CATALOGUE else {}
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError(f"no schema {SCHEMA}")
-        return list(values["packages"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:100]
-        raise InputError(f"catalogue {path}: expected what --all writes, got {reason}; make it anew") from None
+        catalogue = load(Catalogue, read_json(path, MAX_BYTES), "")
+        if catalogue.schema != SCHEMA:
+            raise JsonError(f"schema: expected {SCHEMA}, got {catalogue.schema}")
+    except JsonError as error:
+        raise InputError(f"catalogue {path}: {str(error).lstrip('.: ')}; make it again with --all") from None
+    return catalogue.packages
 
 
-def page(entries: Sequence[Mapping[str, Any]]) -> str:
-    """CATALOGUE.md: a table of all packages, and what went wrong."""
-    head = ("recipe", "package", "task", "target", "size", "operations", "fidelity", "weights", "sha256 of contents")
-    rows = [
-        (
-            one["name"],
-            f"`{one['package']}`" if "package" in one else one["verdict"],
-            one["task"],
-            one["target"],
-            megabytes(one["bytes"]) if "bytes" in one else "",
-            f"{one['operations']}" if "bytes" in one else "",
-            _fidelity(one),
-            _weights(one),
-            f"`{one['sha256']}`" if "sha256" in one else "",
-        )
-        for one in entries
-    ]
-    wrong = [f"- {one['name']}: {one['verdict']}, {_cell(one['error'])}" for one in entries if one["error"]]
+def page(entries: Sequence[Entry]) -> str:
+    """CATALOGUE.md: a table of all packages, and the errors."""
+    columns = ("recipe", "package", "task", "target", "size", "operations", "fidelity", "weights", "sha256 of contents")
+    errors = [f"- {entry.name}: {entry.verdict}, {_escape(entry.error)}" for entry in entries if entry.error]
     parts = [
         "# Packages",
-        _table(head, rows),
-        "Fidelity is of the saved package against PyTorch in fp32, by the reference evaluator; of a budget's package "
-        "against the weights as they were. 1 MB = 10^6 bytes, the sum of a package's files.",
-        *(["UNTRAINED packages recognize nothing: do not ship them."] if any(map(_is_untrained, entries)) else []),
-        *(["## What went wrong", "\n".join(wrong)] if wrong else []),
+        _table(columns, entries),
+        "Fidelity is of the saved package against PyTorch in fp32, by the reference evaluator; of a compressed package "
+        "against the original weights. 1 MB = 10^6 bytes, the sum of a package's files.",
+        *(["UNTRAINED packages recognize nothing: do not ship them."] if any(one.untrained for one in entries) else []),
+        *(["## Errors", "\n".join(errors)] if errors else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def readme_table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The README's table, which claims nothing of weights that were not there to be measured."""
-    head = ("recipe", "what it is", "weights stored as", "package", "operations", "for", "fidelity")
-    rows = [
-        (
-            f"`{one['name']}`",
-            one["notes"],
-            one["stored"],
-            megabytes(one["bytes"]) if "bytes" in one else "unmeasured",
-            f"{one['operations']}" if "bytes" in one else "unmeasured",
-            one["target"],
-            "unmeasured" if one["verdict"] != PASS or _is_untrained(one) else _fidelity(one),
-        )
-        for one in entries
-    ]
-    untrained = [one["name"] for one in entries if _is_untrained(one)]
+def readme_table(entries: Sequence[Entry]) -> str:
+    """The README's table, which has no fidelity of packages with untrained weights."""
+    columns = ("recipe", "description", "weights stored as", "size", "operations", "target", "fidelity")
+    told = [dataclasses.replace(entry, fidelity=None, quality=None) if entry.untrained else entry for entry in entries]
+    untrained = [entry.name for entry in entries if entry.untrained]
     which = "all of these packages" if len(untrained) == len(entries) else ", ".join(untrained)
-    told = (
-        f"Measured on **untrained** weights of the real shapes: {which}. In half precision neither size nor operations "
-        "depend on the values, and a budget is a size; fidelity does, and of trained weights it is unmeasured."
+    note = (
+        f"Measured with **untrained** weights of the real shapes: {which}. In fp16 neither size nor operations depend "
+        "on the values, and a budget is a size; fidelity does, and with trained weights it is unmeasured."
     )
-    return "\n\n".join([_table(head, rows), *([told] if untrained else [])])
+    return "\n\n".join([_table(columns, told), *([note] if untrained else [])])
+
+
+def _table(columns: Sequence[str], entries: Sequence[Entry]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_CELLS[column](entry) for column in columns] for entry in entries)]
+    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
+
+
+def figures_text(entry: Entry) -> str:
+    """The figures of the worst function: of quality, if the package is compressed."""
+    by_function = entry.quality or entry.fidelity
+    if not by_function:
+        return "unmeasured"
+    worst = min(by_function.values(), key=lambda figures: figures.get("snr", math.inf))
+    texts = [decibels(worst["snr"])] if math.isfinite(worst.get("snr", math.inf)) else []
+    names = {"top1": "top-1", "pixels": "pixels"}
+    return ", ".join([*texts, *(f"{text} {percent(worst[key])}" for key, text in names.items() if key in worst)])
+
+
+def _weights(source: WeightsSource | None) -> str:
+    if source is None:
+        return ""
+    return f"**UNTRAINED**, seed {source.seed}" if source.untrained else f"{source.name}, `{source.sha256}`"
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+_CELLS: Mapping[str, Callable[[Entry], str]] = {
+    "recipe": lambda entry: entry.name,
+    "description": lambda entry: entry.notes,
+    "package": lambda entry: f"`{entry.package}`" if entry.package else entry.verdict,
+    "task": lambda entry: entry.task,
+    "target": lambda entry: entry.target,
+    "weights stored as": lambda entry: entry.stored,
+    "size": lambda entry: "" if entry.bytes is None else megabytes(entry.bytes),
+    "operations": lambda entry: "" if entry.operations is None else f"{entry.operations}",
+    "fidelity": figures_text,
+    "weights": lambda entry: _weights(entry.weights),
+    "sha256 of contents": lambda entry: f"`{entry.sha256}`" if entry.sha256 else "",
+}
 
 
 def rewrite(readme: Path, catalogue: Path) -> bool:
-    """Put a catalogue's table between a README's two markers; returns whether that changed it.
+    """Put a catalogue's table between a README's two markers; returns True if that changed the file.
 
-    Raises InputError where the file has no such place.
+    Raises InputError for a file without them.
     """
-    entries = read_catalogue(catalogue)
-    try:
-        table = readme_table(entries)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"catalogue {catalogue}: expected what --all writes, got {type(error).__name__} at {error}; make it anew"
-        ) from None
+    table = readme_table(read_catalogue(catalogue))
     try:
         text = readme.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "no UTF-8"
-        raise InputError(f"readme {readme}: expected a text file, got {reason}; check the path") from None
+        raise InputError(f"readme {readme}: expected UTF-8, got {os_error_text(error)}; check the path") from None
     new = with_table(text, table)
     if new is None:
         raise InputError(
@@ -153,43 +232,9 @@ def rewrite(readme: Path, catalogue: Path) -> bool:
 
 
 def with_table(text: str, table: str) -> str | None:
-    """A text with the table between its markers; None where it has not both of them, once and in order."""
+    """The text with the table between its markers; None if it does not have each of them once and in order."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
         return None
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
-
-
-def _is_untrained(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("untrained"))
-
-
-def _weights(entry: Mapping[str, Any]) -> str:
-    if "weights" not in entry:
-        return ""
-    source = entry["weights"]
-    return f"**UNTRAINED**, seed {source['seed']}" if entry["untrained"] else f"{source['name']}, `{source['sha256']}`"
-
-
-def _fidelity(entry: Mapping[str, Any]) -> str:
-    return figures_text(entry.get("quality") or entry.get("fidelity") or {})
-
-
-def figures_text(by_function: Mapping[str, Mapping[str, Any]]) -> str:
-    """The worst function's figures, briefly."""
-    if not by_function:
-        return ""
-    worst = min(by_function.values(), key=lambda figures: float(figures.get("snr", "inf")))
-    texts = [f"{int(float(worst['snr']) * 10) / 10:.1f} dB"] if "snr" in worst and float(worst["snr"]) < 1e6 else []
-    names = {"top1": "top-1", "pixels": "pixels"}
-    return ", ".join([*texts, *(f"{text} {worst[key]:.1%}" for key, text in names.items() if key in worst)])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
