@@ -19,7 +19,7 @@ import mobilevit_coreml
 from mobilevit_coreml.checkpoints.files import sha256_of
 from mobilevit_coreml.checkpoints.hub import HUB_ID, PUBLISHED, HubUnreachableError, snapshot
 from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.conversion import Conversion, convert, split
+from mobilevit_coreml.conversion import convert, split
 from mobilevit_coreml.errors import MobileViTError, OutputError, error_text
 from mobilevit_coreml.images import images_in
 from mobilevit_coreml.package.files import FAILED_SUFFIX, digest_of, failed_path
@@ -104,11 +104,10 @@ def release(
         kept = {name for name, entry in entries.items() if entry.verdict == PASS}
         progress("build", len(entries), len(names))
         with contextlib.closing(call_in_processes(attempt, tasks, jobs)) as results:
-            for task, error in results:
-                if error is None:
-                    remove_stale(task.place)
-                    error = fail(task.recipe, task.place, "expected a package, got a process that crashed; add memory")
-                entries[task.recipe.name] = _entry(task.recipe, task.place, error)
+            for task, reason in results:
+                entries[task.recipe.name] = _entry(
+                    task.recipe, task.place, _crashed(task) if reason is None else reason
+                )
                 progress("build", len(entries), len(names))
         catalogue = [entries.get(name) or _earlier_entry(recipe, output / name) for name, recipe in recipes.items()]
         write_catalogue(output, [entry for entry in catalogue if entry is not None])
@@ -208,7 +207,9 @@ def entry_without_building(task: Task, force: bool) -> Entry | None:
     if isinstance(recipe.compression, Budget) and task.images is None:
         return entry_of(recipe, NOT_RUN, NO_IMAGES, None)
     if would_lose_weights and not force:
-        raise OutputError(f"{task.weights.notice}; or --force replaces the trained package at {place} by an untrained one")
+        raise OutputError(
+            f"{task.weights.notice}; or --force replaces the trained package at {place} by an untrained one"
+        )
     return None
 
 
@@ -308,6 +309,12 @@ def fail(recipe: Recipe, place: Path, error: str) -> str:
     return error
 
 
+def _crashed(task: Task) -> str:
+    """`fail`, of a process that could not."""
+    remove_stale(task.place)
+    return fail(task.recipe, task.place, "expected a package, got a process that crashed; is there enough memory?")
+
+
 def _entry(recipe: Recipe, place: Path, error: str) -> Entry:
     """The entry of a recipe whose package was tried to build."""
     report = read_report(_failed_place(place) if error else place)
@@ -317,7 +324,9 @@ def _entry(recipe: Recipe, place: Path, error: str) -> Entry:
 def _earlier_entry(recipe: Recipe, place: Path) -> Entry | None:
     """The entry of a recipe that was built by an earlier run, if it was."""
     failed = read_report(_failed_place(place))
-    return None if failed is None and read_report(place) is None else _entry(recipe, place, failed.error if failed else "")
+    return (
+        None if failed is None and read_report(place) is None else _entry(recipe, place, failed.error if failed else "")
+    )
 
 
 def _failed_place(place: Path) -> Path:

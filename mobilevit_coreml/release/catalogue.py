@@ -25,23 +25,24 @@ BEGIN = "<!-- packages: `python -m conversions --readme` writes what follows -->
 END = "<!-- end of packages -->"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """report.json: all that was measured of a package, the same each time; of a recipe without one only why.
+    """report.json: all that was measured of a package, the same each time; of a recipe without one only the error.
 
     Sizes are bytes, and (height, width) in pixels; figures have the names of metrics.BOUNDS.
     """
 
+    schema: int = SCHEMA
     recipe: str
     error: str = ""
-    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     package: str | None = None
     sha256: str = ""
     untrained: bool = False
-    bytes: int = 0
-    operations: int = 0
-    target: str = ""
-    classes: int = 0
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bytes: int | None = None
+    operations: int | None = None
+    target: str | None = None
+    classes: int | None = None
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: WeightsSource | None = None
     sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
@@ -49,7 +50,6 @@ class Report:
     quality: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notices: list[str] = dataclasses.field(default_factory=list)
-    schema: int = SCHEMA
 
 
 def read_report(directory: Path) -> Report | None:
@@ -98,7 +98,7 @@ class Catalogue:
 
 def entry_of(recipe: Recipe, verdict: str, error: str, report: Report | None) -> Entry:
     """A recipe's entry in the catalogue."""
-    outputs = output_names(recipe.task, recipe.options.outputs(expand=True))
+    outputs = output_names(recipe.task, recipe.outputs(expand=True))
     entry = Entry(
         name=recipe.name,
         verdict=verdict,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobilevit_coreml.compression.schemes import Budget, Palettize, Prune, Quantize
+from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
 from mobilevit_coreml.config import TASKS, VARIANTS, Task
 from mobilevit_coreml.errors import MobileViTError, check_choice, os_error_text
 from mobilevit_coreml.options import ConversionOptions
@@ -20,7 +20,12 @@ RECIPES = shipped("release/recipes", "conversions/recipes")
 MAX_RECIPE = 64 * 1024  # bytes
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SWIFT_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,63}")
-COMPRESSIONS = {"budget": Budget, "palettize": Palettize, "quantize": Quantize, "prune": Prune}
+COMPRESSIONS: Mapping[str, type[Compression]] = {
+    "budget": Budget,
+    "palettize": Palettize,
+    "quantize": Quantize,
+    "prune": Prune,
+}
 SIGNAL_GATES = ("snr", "worst-snr", "cosine")
 GATES: Mapping[str, tuple[str, ...]] = {  # those of metrics.BOUNDS that a conversion measures, by task
     Task.CLASSIFICATION: (*SIGNAL_GATES, "top1", "top5", "kl", "probability"),
@@ -92,11 +97,11 @@ def load_recipe(path: Path) -> Recipe:
     try:
         recipe = _recipe_of(_read(path))
         _check(recipe, path.stem)
-        return recipe
     except JsonError as error:
         raise RecipeError(f"{path}: {str(error).lstrip('.: ')}; correct it") from None
     except MobileViTError as error:
         raise RecipeError(f"{path}: {error}") from None
+    return recipe if recipe.labels is None else dataclasses.replace(recipe, labels=str(path.parent / recipe.labels))
 
 
 def _read(path: Path) -> dict[str, Any]:

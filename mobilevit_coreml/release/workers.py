@@ -6,25 +6,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from mobilevit_coreml.cli.common import uninterruptible_children
+from mobilevit_coreml.processes import uninterruptible_children
 from mobilevit_coreml.progress import Progress
 
 T = TypeVar("T")
 Function = Callable[[T, Progress], str]
 
 # The number of threads changes the last bits of sums, and so a package's bytes.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
 GRACE_SECONDS = 5  # to remove temporary files when interrupted
 
 
-def call_in_processes(function: Function[T], tasks: Sequence[T], jobs: int) -> Iterator[tuple[T, str | None]]:
+def call_in_processes(function: Function[T], tasks: Sequence[T], jobs: int) -> Generator[tuple[T, str | None]]:
     """Call `function(task, progress)` for each task, `jobs` at a time; yield task and result as they end.
 
     Each call has a process of its own and one thread; the result is None where that crashed. The processes end with
@@ -74,7 +76,7 @@ def _call(function: Function[T], task: T) -> str:
         interrupted.set()
         raise KeyboardInterrupt
 
-    def progress(stage: str, done: int = 0, total: int = 0) -> None:
+    def progress(*_: object, **__: object) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
 
