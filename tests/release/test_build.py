@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import fcntl
-import itertools
 import json
 import os
 import random
@@ -19,10 +18,10 @@ import pytest
 from mobilevit_coreml.checkpoints.hub import HubUnreachableError
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.errors import ConversionError, MobileViTError, OutputError
+from mobilevit_coreml.errors import ConversionError, OutputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import Fidelity, SignalFidelity, SignalMeter
-from mobilevit_coreml.progress import Progress, silent
+from mobilevit_coreml.progress import silent
 from mobilevit_coreml.release import build as module
 from mobilevit_coreml.release.build import NO_IMAGES, Task, Weights, code_digest, find_weights, inputs_of, release
 from mobilevit_coreml.release.catalogue import FAIL, NOT_RUN, PASS, REPORT, Entry, read_catalogue, read_report
@@ -106,6 +105,7 @@ def converter(monkeypatch: pytest.MonkeyPatch) -> Converter:
 
     monkeypatch.setattr(module, "convert", converter.convert)
     monkeypatch.setattr(module, "call_in_processes", in_this_process)
+    monkeypatch.setattr(module, "code_digest", lambda: "code")  # the real one reads 150 files
     monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)  # which `build` sets, and is to be restored
     return converter
 
@@ -265,7 +265,9 @@ def test_nothing_else_is_ever_replaced(tmp_path: Path, converter: Converter) -> 
     assert (tmp_path / "other_failed").read_text() == "mine"
 
 
-@pytest.mark.parametrize("report", [b"{}", b"[", b"\xff", b'{"schema": 1, "package": 3}', b'{"recipe": "small", "x": 1}'])
+@pytest.mark.parametrize(
+    "report", [b"{}", b"[", b"\xff", b'{"schema": 1, "package": 3}', b'{"recipe": "small", "x": 1}']
+)
 def test_reports_of_something_else(tmp_path: Path, converter: Converter, report: bytes) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / REPORT).write_bytes(report)
@@ -322,8 +324,12 @@ def test_what_fails_is_kept_beside_and_goes_when_it_is_right(tmp_path: Path, con
     [
         (False, {"snr": 40.0}, "main: snr: expected at least 40 dB, got 35"),
         (False, {"snr": 20.0}, ""),  # the conversion's own of 30 stays
-        (False, {"cosine": 0.995, "top1": 1.0}, "main: cosine: expected at least 0.995, got 0.99; "
-         "main: top1: expected at least 1 share, got nothing measured"),
+        (
+            False,
+            {"cosine": 0.995, "top1": 1.0},
+            "main: cosine: expected at least 0.995, got 0.99; "
+            "main: top1: expected at least 1 share, got nothing measured",
+        ),
         (True, {"snr": 40.0}, "quality, main: snr: expected at least 40 dB, got 35"),
         (True, {"snr": 34.0, "cosine": 0.9}, ""),
     ],
@@ -414,7 +420,22 @@ def test_weights(tmp_path: Path) -> None:
         found("no.pth")
 
 
-PARTS = ("~", "~nobody-of-this-name", "/", "..", ".", "\0", "\n", "x" * 300, "é", "auto", "untrained", " ", "@", "\ud800")
+PARTS = (
+    "~",
+    "~nobody-of-this-name",
+    "/",
+    "..",
+    ".",
+    "\0",
+    "\n",
+    "x" * 300,
+    "é",
+    "auto",
+    "untrained",
+    " ",
+    "@",
+    "\ud800",
+)
 
 
 def test_weights_of_every_kind_are_one_recipe_s_failure(tmp_path: Path, converter: Converter) -> None:

@@ -157,7 +157,11 @@ KEYS = (
             'size = "huge"',
             "output_size: expected one of image, network, got 'huge'; choose one of these",
         ),
-        ('size = "network"', "hidden_states = true", "hidden_states: expected features, got segmentation; leave it out"),
+        (
+            'size = "network"',
+            "hidden_states = true",
+            "hidden_states: expected features, got segmentation; leave it out",
+        ),
         ("[output]\n", "[output]\nform = 1\n", f"expected only {KEYS}, got 'output_form'; correct it"),
         ('notes = "two\\nlines"', "notes = 3", "notes: expected a text, got 3; correct it"),
         ('notes = "two\\nlines"', "labels = 3", "labels: expected a text, got 3; correct it"),
@@ -248,4 +252,3 @@ def test_shipped_recipes() -> None:
     assert any(len(one.image_sizes) > 1 for one in recipes)
     assert any(one.output_size == "network" and one.image_sizes == ((256, 256),) for one in recipes)
     assert all(one.gates and one.notes and one.weights == "auto" for one in recipes)
-
