@@ -13,8 +13,9 @@ from mobilevit_coreml.release.recipe import RECIPES, Recipe, RecipeError, load_r
 
 SHIPPED = sorted(RECIPES.glob("*.toml"))
 KEYS = ("name", "package", "task", "variant", "target", "weights", "precision", "attention", "unfold", "image_sizes")
-PARTS = ("include_crop", "output", "gates", "budget", "notes", "something")
-INNER_KEYS = ("snr", "type", "size", "max_size", "min_snr", "dtype", "x")
+OPTIONS = ("include_crop", "output", "output_type", "hidden_states", "labels", "channel_order", "compression")
+TABLES = ("gates", "budget", "palettize", "quantize", "prune", "notes", "something")
+INNER_KEYS = ("snr", "type", "size", "max_size", "min_snr", "dtype", "bits", "group_size", "share", "x")
 LEAVES = st.one_of(
     st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(["xs", "labels", "iOS18", "fp32"])
 )
@@ -22,9 +23,7 @@ VALUES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["snr", "type", "size", "max_size", "min_snr", "dtype", "x"]), inner, max_size=3
-        ),
+        st.dictionaries(st.sampled_from(INNER_KEYS), inner, max_size=3),
     ),
     max_leaves=6,
 )
@@ -40,7 +39,7 @@ def as_toml(value: Any) -> str:
 
 
 def is_recipe_or_line(path: Path) -> bool:
-    """Whether it loads, or is refused on one line that names the file."""
+    """True if it loads, or is refused on one line that names the file."""
     try:
         return isinstance(load_recipe(path), Recipe)
     except RecipeError as error:
@@ -48,9 +47,9 @@ def is_recipe_or_line(path: Path) -> bool:
 
 
 @settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(key=st.sampled_from(KEYS + PARTS), value=VALUES)
+@given(key=st.sampled_from(KEYS + OPTIONS + TABLES), value=VALUES)
 def test_any_value_under_any_key(tmp_path: Path, key: str, value: Any) -> None:
     lines = (RECIPES / "xs_fp16.toml").read_text(encoding="utf-8").partition("\n[")[0].splitlines()
     kept = [line for line in lines if not line.startswith(f"{key} ")]
@@ -60,13 +59,13 @@ def test_any_value_under_any_key(tmp_path: Path, key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("recipe", SHIPPED, ids=lambda path: path.stem)
-def test_spoilt_bytes(tmp_path: Path, recipe: Path) -> None:
+def test_damaged_bytes(tmp_path: Path, recipe: Path) -> None:
     rng = random.Random(recipe.stem)
     content = recipe.read_bytes()
     path = tmp_path / recipe.name
     for _ in range(60):
-        spoilt = bytearray(content)
+        damaged = bytearray(content)
         for _ in range(rng.randint(1, 4)):
-            spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
-        path.write_bytes(spoilt[: rng.randint(0, len(spoilt))] if rng.random() < 0.3 else spoilt)
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.3 else damaged)
         assert is_recipe_or_line(path)
