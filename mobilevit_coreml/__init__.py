@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobilevit_coreml.checkpoints.load import Checkpoint
     from mobilevit_coreml.checkpoints.load import load_checkpoint as load
+    from mobilevit_coreml.compression.schemes import Budget, Palettize, Prune, Quantize
     from mobilevit_coreml.config import MobileViTConfig
     from mobilevit_coreml.conversion import Conversion, convert
     from mobilevit_coreml.errors import MobileViTError
     from mobilevit_coreml.inference import predict
+    from mobilevit_coreml.options import ConversionOptions
     from mobilevit_coreml.reference import ReferenceEvaluator
     from mobilevit_coreml.validation.run import Validation, validate
 
@@ -25,10 +27,15 @@ __version__ = "0.1.0"
 
 # Imported when they are first used: torch takes seconds, and `--help` should not.
 _API = {
+    "Budget": "mobilevit_coreml.compression.schemes:Budget",
     "Checkpoint": "mobilevit_coreml.checkpoints.load:Checkpoint",
     "Conversion": "mobilevit_coreml.conversion:Conversion",
+    "ConversionOptions": "mobilevit_coreml.options:ConversionOptions",
     "MobileViTConfig": "mobilevit_coreml.config:MobileViTConfig",
     "MobileViTError": "mobilevit_coreml.errors:MobileViTError",
+    "Palettize": "mobilevit_coreml.compression.schemes:Palettize",
+    "Prune": "mobilevit_coreml.compression.schemes:Prune",
+    "Quantize": "mobilevit_coreml.compression.schemes:Quantize",
     "ReferenceEvaluator": "mobilevit_coreml.reference:ReferenceEvaluator",
     "Validation": "mobilevit_coreml.validation.run:Validation",
     "convert": "mobilevit_coreml.conversion:convert",
@@ -38,10 +45,15 @@ _API = {
 }
 
 __all__ = [
+    "Budget",
     "Checkpoint",
     "Conversion",
+    "ConversionOptions",
     "MobileViTConfig",
     "MobileViTError",
+    "Palettize",
+    "Prune",
+    "Quantize",
     "ReferenceEvaluator",
     "Validation",
     "convert",
