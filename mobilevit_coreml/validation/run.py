@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -122,17 +123,17 @@ class Validation:
 
 
 def validate(
-    package: Path,
-    weights: str | None = None,
+    package: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     *,
-    images: Path | None = None,
-    labels: Path | None = None,
+    images: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
     channel_order: str | None = None,
     backend: str = "auto",
     compute_units: Sequence[str] = (),
     gates: Mapping[str, float] | None = None,
     function: str | None = None,
-    journal: Path | None = None,
+    journal: str | os.PathLike[str] | None = None,
     timeout: float = TIMEOUT,
     progress: Progress = silent,
 ) -> Validation:
@@ -147,12 +148,13 @@ def validate(
     Raises MobileViTError for a package, weights or images that cannot be read.
     """
     start = time.perf_counter()
+    package, images, labels, journal = Path(package), _path(images), _path(labels), _path(journal)
     progress("read")
     record = read_record(package)
     functions = _functions(record, function)
     read = {name: read_package(package, name) for name in functions}
     progress("weights")
-    original = load_original(record, weights, labels, channel_order)
+    original = load_original(record, None if weights is None else str(weights), labels, channel_order)
     asked_gates = tuple(gates or ())
     gates = {**default_gates(record), **(gates or {})}
     inputs = _images(record, original, functions, images)
@@ -213,6 +215,10 @@ def validate(
         asked_gates,
         time.perf_counter() - start,
     )
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def images_of(validation: Validation, images: Path | None) -> dict[str, list[LabelledImage]]:
