@@ -183,7 +183,7 @@ def test_safetensors_headers_that_are_none(tmp_path: Path, header: str, claimed:
 def test_tensors_that_are_larger_than_their_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"w": torch.zeros(1).expand(2**20, 2**12)}, path)
-    with pytest.raises(CheckpointError, match="bytes of weights, got 17179869184; this is no MobileViT"):
+    with pytest.raises(CheckpointError, match="bytes of weights, got 17179869184; this is not a MobileViT"):
         read_tensors(path)
     assert path.stat().st_size < 10_000
 

@@ -300,5 +300,5 @@ def test_colors_and_masks_of_own_classes_fit() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_each_output_needs_a_target_size(count: int) -> None:
-    with pytest.raises(InputError, match=f"expected one for each of 2 outputs, got {count}; give as many"):
+    with pytest.raises(InputError, match=f"expected 2, one for each output, got {count}; give as many"):
         post_process_semantic_segmentation(np.zeros((2, 4, 4), np.int32), [(8, 8)] * count)

@@ -1,1 +1,1 @@
-"""Weights from anywhere: found, read without running anything in them, and fitted to the model strictly."""
+"""Loading of checkpoints: from files, directories and the Hugging Face hub, without running code from them."""

@@ -1,38 +1,38 @@
-"""Published weights: from the local Hugging Face cache, or from the hub into it."""
+"""Weights on the Hugging Face hub, downloaded to the local cache."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.config import Task
+from mobilevit_coreml.errors import CheckpointError, os_error_text
 
-# Apple's, by task and variant: on ImageNet-1k, and of segmenters on PASCAL VOC
+# Apple's weights by task and variant, trained on ImageNet-1k or PASCAL VOC (segmentation)
 _CLASSIFIERS = {"xxs": "apple/mobilevit-xx-small", "xs": "apple/mobilevit-x-small", "s": "apple/mobilevit-small"}
 PUBLISHED: Mapping[str, Mapping[str, str]] = {
-    CLASSIFICATION: _CLASSIFIERS,
-    SEGMENTATION: {
+    Task.CLASSIFICATION: _CLASSIFIERS,
+    Task.SEGMENTATION: {
         "xxs": "apple/deeplabv3-mobilevit-xx-small",
         "xs": "apple/deeplabv3-mobilevit-x-small",
         "s": "apple/deeplabv3-mobilevit-small",
     },
-    FEATURES: _CLASSIFIERS,  # their backbones
+    Task.FEATURES: _CLASSIFIERS,  # the backbone is used
 }
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-HUB_TIMEOUT = 10  # seconds until a hub that does not answer counts as out of reach
+HUB_TIMEOUT = 10  # seconds
 
 
 class HubUnreachableError(CheckpointError):
-    """The weights are not in the cache, and there is no way to the hub."""
+    """The weights are not in the local cache, and the hub cannot be reached."""
 
 
 def snapshot(hub_id: str) -> Path:
-    """Directory with the weights and configuration of `owner/name` or `owner/name@revision`, named by its commit.
+    """Directory with weights and configuration of `owner/name` or `owner/name@revision`; its name is the commit.
 
-    What the cache has is used as it is. Raises HubUnreachableError without cache or network,
-    CheckpointError when the hub has no such weights.
+    The local cache is used first. Raises HubUnreachableError if the hub cannot be reached,
+    CheckpointError if it has no such weights.
     """
     match = HUB_ID.fullmatch(hub_id)
     if match is None:
@@ -55,7 +55,7 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        # One question first: asking for a file would retry for half a minute without a network.
+        # before hf_hub_download, which retries for half a minute without a network
         info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
         files = {entry.rfilename for entry in info.siblings or ()}
         weights = next((name for name in WEIGHT_FILES if name in files), None)
@@ -75,9 +75,8 @@ def _download(repo: str, revision: str | None) -> Path:
             f"weights {repo}{f'@{revision}' if revision else ''}: expected a {what} on the Hugging Face hub, "
             "got none that is public or yours; check the name, or log in with `hf auth login`"
         ) from None
-    except Exception as error:  # the hub's client passes on its transport's own errors
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+    except Exception as error:  # huggingface_hub passes on errors of its HTTP client
         raise HubUnreachableError(
-            f"weights {repo}: expected in the local cache or on the Hugging Face hub, got no way there "
-            f"({reason}); connect once, or give a file with --weights"
+            f"weights {repo}: expected in the local cache or on the Hugging Face hub, got no connection "
+            f"({os_error_text(error)}); connect once, or give a file with --weights"
         ) from None

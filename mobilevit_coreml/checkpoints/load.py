@@ -1,6 +1,7 @@
-"""From what the user calls weights to a checkpoint that fits the model."""
+"""Loading of a checkpoint: weights, configuration, preprocessing and origin."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import (
-    FEATURES,
-    SEGMENTATION,
     VARIANTS,
     MobileViTConfig,
     Task,
@@ -23,7 +22,7 @@ from mobilevit_coreml.config import (
     published_config,
     variant_of,
 )
-from mobilevit_coreml.errors import CheckpointError, check_choice
+from mobilevit_coreml.errors import CheckpointError, check_choice, os_error_text
 from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, voc_labels
 from mobilevit_coreml.model import Model, model_for
 from mobilevit_coreml.preprocessing import (
@@ -40,22 +39,19 @@ AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights under the own names of a task's model, with all that belongs to them.
-
-    `expand` is whether they have the backbone's last convolution, `notice` for the user to read.
-    """
+    """Weights of a model for a task, with configuration, preprocessing and origin."""
 
     task: Task
-    expand: bool
+    expand: bool  # True if the weights have the backbone's final expansion
     config: MobileViTConfig
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # state dict of `model`, float32
     preprocessing: Preprocessing
     source: WeightsSource
-    notice: str | None = None
+    notice: str | None = None  # for the user, on assumptions or a fallback
 
     @property
     def variant(self) -> str:
-        """xxs, xs, s or custom."""
+        """Name of the variant: xxs, xs, s or custom."""
         return variant_of(self.config)
 
     def model(self, attention: str = "split_einsum", unfold: str = "space_to_batch") -> Model:
@@ -65,45 +61,49 @@ class Checkpoint:
         return model.eval()
 
 
-def load_checkpoint(weights: str = AUTO, variant: str | None = None, task: str | None = None) -> Checkpoint:
-    """Weights by any of the names a user may have for them.
+def load_checkpoint(
+    weights: str | os.PathLike[str] = AUTO, variant: str | None = None, task: str | None = None
+) -> Checkpoint:
+    """Load a checkpoint from a file, a directory or the Hugging Face hub.
 
-    `weights` is "auto" (Apple's published weights, or untrained ones where the hub cannot be
-    reached), "pretrained" (the same, or an error), "untrained", a file, a directory, or a hub id.
-    Source and variant are recognized from keys and shapes, and so is the task unless it is given:
-    any weights will do for features, the others need their head.
+    weights: a file, a directory, a hub id (owner/name or owner/name@revision), "auto" (Apple's published
+    weights, or random weights if the hub cannot be reached), "pretrained" (the same without fallback)
+    or "untrained". Code base and variant are inferred from keys and shapes; task, too, if None.
+    Features can be extracted with the weights of any task.
 
-    Raises CheckpointError, or ConfigError where the configuration beside the weights is at fault.
+    Raises CheckpointError, or ConfigError for an invalid config.json.
     """
+    weights = os.fspath(weights)
     if task is not None:
         check_choice("task", task, tuple(Task), CheckpointError)
     head = None if task is None else Task(task)
     if weights in (AUTO, PRETRAINED, UNTRAINED):
         if variant is None:
             raise CheckpointError(
-                f"--weights {weights}: expected a --variant beside it ({', '.join(VARIANTS)}), got none; add one"
+                f"--weights {weights}: expected a --variant with it ({', '.join(VARIANTS)}), got none; add one"
             )
         return _published(weights, variant, head or Task.CLASSIFICATION)
     try:
         path = Path(weights).expanduser()
         is_directory, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as error:  # the latter of the home of a user there is not
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise CheckpointError(f"weights {weights:.200}: expected a path, got {reason.rstrip('.')}; check it") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError for ~unknown_user
+        raise CheckpointError(
+            f"weights {weights:.200}: expected a path, got {os_error_text(error)}; check the path"
+        ) from None
     if is_directory:
         checkpoint = _from_directory(path, weights, head)
     elif is_file:
-        checkpoint = _from_file(path, weights, head, beside={}, preprocessor={})
+        checkpoint = _from_file(path, weights, head, settings={}, preprocessor={})
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
             f"weights {weights}: expected a file, a directory, a hub id (owner/name) or one of {AUTO}, {PRETRAINED}, "
-            f"{UNTRAINED}, got nothing there; check the path"
+            f"{UNTRAINED}, got a path that does not exist; check the path"
         )
     else:
         try:
             checkpoint = _from_hub(weights, head)
         except HubUnreachableError as error:
-            raise HubUnreachableError(f"no path {weights} here; {error}") from None
+            raise HubUnreachableError(f"path {weights} does not exist; {error}") from None
     if variant is not None and checkpoint.variant != variant:
         raise CheckpointError(
             f"weights {weights}: expected variant {variant} (--variant), got {checkpoint.variant} (from their shapes); "
@@ -124,7 +124,7 @@ def _published(weights: str, variant: str, task: Task) -> Checkpoint:
     config = published_config(variant, task)
     return Checkpoint(
         task,
-        task != SEGMENTATION,
+        task != Task.SEGMENTATION,
         config,
         untrained_state(config, SEED, task),
         default_preprocessing(task, config.image_hw, HUGGING_FACE.channel_order),
@@ -150,29 +150,30 @@ def _from_directory(directory: Path, name: str, task: Task | None) -> Checkpoint
             f"got {found}; name the file itself"
         )
     configs = [directory / "config.json", directory / "preprocessor_config.json"]
-    beside, preprocessor = (read_json_object(path) if path.is_file() else {} for path in configs)
-    return _from_file((preferred or others)[0], name, task, beside, preprocessor)
+    settings, preprocessor = (read_json_object(path) if path.is_file() else {} for path in configs)
+    return _from_file((preferred or others)[0], name, task, settings, preprocessor)
 
 
 def _from_file(
-    path: Path, name: str, task: Task | None, beside: Mapping[str, Any], preprocessor: Mapping[str, Any]
+    path: Path, name: str, task: Task | None, settings: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> Checkpoint:
+    """Checkpoint in a weights file; `settings` and `preprocessor` are the JSON files next to it, {} if missing."""
     naming, tensors = recognize(read_tensors(path), NAMINGS, name)
     trained = infer_task(tensors, naming)
     task = task or trained
-    if task not in (trained, FEATURES):
+    if task not in (trained, Task.FEATURES):
         raise CheckpointError(
             f"weights {name}: expected weights for {task} (--task), got weights for {trained} (from their keys); "
             "drop --task or give other weights"
         )
     config = infer_config(tensors, naming, trained)
     preprocessing = default_preprocessing(trained, config.image_hw, naming.channel_order)
-    if naming is TIMM and beside:
-        config = _timm_labels(config, beside, name)
-        preprocessing = from_timm(beside, preprocessing, f"{name}: config.json")
+    if naming is TIMM and settings:
+        config = _with_timm_labels(config, settings, name)
+        preprocessing = from_timm(settings, preprocessing, f"{name}: config.json")
         config = dataclasses.replace(config, image_size=preprocessing.crop)
-    elif beside:
-        config = config_from_hugging_face(beside, f"{name}: config.json")
+    elif settings:
+        config = config_from_hugging_face(settings, f"{name}: config.json")
         preprocessing = preprocessing.with_crop(config.image_hw)
     if preprocessor:
         preprocessing = from_hugging_face(preprocessor, preprocessing, f"{name}: preprocessor_config.json")
@@ -184,29 +185,29 @@ def _from_file(
         remap_state_dict(tensors, naming, config, name, task),
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
-        None if beside or naming is TIMM else _assumptions(config, task),
+        None if settings or naming is TIMM else _assumptions(config, task),
     )
 
 
 def _assumptions(config: MobileViTConfig, task: str) -> str:
-    """What a file without its config.json leaves open."""
-    shipped = {imagenet_labels(): " and ImageNet's class names", voc_labels(): " and PASCAL VOC's class names"}
-    labels = "" if task == FEATURES else shipped.get(config.id2label, "")
+    """Notice about values that weights without a config.json do not determine."""
+    names = {imagenet_labels(): " and ImageNet's class names", voc_labels(): " and PASCAL VOC's class names"}
+    labels = "" if task == Task.FEATURES else names.get(config.id2label, "")
     return (
-        f"no config.json beside the weights: took {config.hidden_act}, {config.num_attention_heads} heads, patches of "
-        f"{config.patch_size}, output stride {config.output_stride}{labels}; where that is wrong, give the directory"
+        f"no config.json next to the weights: assumed {config.hidden_act}, {config.num_attention_heads} heads, patches "
+        f"of {config.patch_size}, output stride {config.output_stride}{labels}; if that is wrong, give the directory"
     )
 
 
-def _timm_labels(config: MobileViTConfig, beside: Mapping[str, Any], name: str) -> MobileViTConfig:
-    """The configuration with the class names of timm's config.json, which must be of a MobileViT."""
-    architecture = str(beside.get("architecture", "mobilevit_"))
+def _with_timm_labels(config: MobileViTConfig, settings: Mapping[str, Any], name: str) -> MobileViTConfig:
+    """Configuration with the class names of timm's config.json, which must be for a MobileViT."""
+    architecture = str(settings.get("architecture", "mobilevit_"))
     if not architecture.startswith("mobilevit_"):
         raise CheckpointError(
             f"{name}: config.json: architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, "
-            f"got {architecture:.60}; only MobileViT v1 is handled"
+            f"got {architecture:.60}; only MobileViT v1 is supported"
         )
-    labels = timm_settings(beside).get("label_names")
+    labels = timm_settings(settings).get("label_names")
     if isinstance(labels, list):
         return dataclasses.replace(
             config, id2label=labels_from_mapping(dict(enumerate(labels)), f"{name}: label_names")

@@ -1,19 +1,19 @@
-"""Where weights came from."""
+"""Origin of weights."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsSource:
-    """Enough to find weights and to check that they are the same."""
+    """Origin of weights, with a checksum to identify them."""
 
-    name: str  # a hub id, the path as it was given, or "untrained"
-    naming: str  # whose names the keys had
+    name: str  # hub id, path as given by the user, or "untrained"
+    naming: str  # code base whose parameter names the file has
     revision: str | None = None  # commit on the hub
     sha256: str | None = None  # of the weights file
     seed: int | None = None  # of untrained weights
 
     @property
     def untrained(self) -> bool:
-        """Whether the weights were drawn, not learned."""
+        """True for random weights."""
         return self.seed is not None

@@ -1,9 +1,9 @@
-"""The names that each code base gives the parameters of a MobileViT, one table a source."""
+"""Parameter names in checkpoints of other code bases, a table for each."""
 
 from mobilevit_coreml.checkpoints.naming import Naming
 from mobilevit_coreml.model.backbone import DEPTHS
 
-# mobilevit_coreml's own models, as they are saved after training
+# models of this package, saved after training
 OWN = Naming(
     name="mobilevit_coreml",
     marker="backbone.stem.conv.weight",
@@ -12,11 +12,11 @@ OWN = Naming(
     renames=(),
 )
 
-# transformers: classifier, segmenter, and the model without a head
+# transformers: MobileViTForImageClassification, MobileViTForSemanticSegmentation, MobileViTModel
 HUGGING_FACE = Naming(
     name="Hugging Face",
     marker="conv_stem.convolution.weight",
-    optional_prefix="mobilevit.",  # a bare MobileViTModel has none
+    optional_prefix="mobilevit.",  # not in MobileViTModel
     heads=("classifier.", "segmentation_head."),
     channel_order="BGR",
     renames=(
@@ -49,14 +49,14 @@ HUGGING_FACE = Naming(
     ),
 )
 
-# Apple's cvnets (ml-cvnets v0.1, the paper's code)
+# Apple's ml-cvnets v0.1, the code of the paper
 CVNETS = Naming(
     name="cvnets",
     marker="conv_1.block.conv.weight",
-    optional_prefix="encoder.",  # a segmenter's backbone has it
+    optional_prefix="encoder.",  # of the backbone in segmenters
     heads=("classifier.", "seg_head."),
-    unused=("seg_head.aux_head.",),  # of training only
-    aliases=((r"^seg_head\.classifier\.classifier\.", "seg_head.classifier."),),  # v0.1 has it twice
+    unused=("seg_head.aux_head.",),  # for training only
+    aliases=((r"^seg_head\.classifier\.classifier\.", "seg_head.classifier."),),  # both in v0.1
     channel_order="BGR",
     renames=(
         (r"^head\.branches\.(\d)\.", r"seg_head.aspp.aspp_layer.convs.\1.block."),
@@ -78,7 +78,7 @@ CVNETS = Naming(
         (r"\.mlp_norm\.", ".pre_norm_ffn.0."),
         (r"\.mlp_in\.", ".pre_norm_ffn.1."),
         (r"\.mlp_out\.", ".pre_norm_ffn.4."),
-        # the norm after the transformer is the last entry of the same list
+        # the norm after the transformer is the last entry of global_rep
         *((rf"^layer_{stage}\.1\.layer_norm\.", f"layer_{stage}.1.global_rep.{n}.") for stage, n in DEPTHS.items()),
         (r"\.project_out\.", ".conv_proj.block."),
         (r"\.fusion\.", ".fusion.block."),
@@ -92,7 +92,7 @@ TIMM = Naming(
     name="timm",
     marker="stem.conv.weight",
     heads=("head.",),
-    channel_order="RGB",  # timm turned the stem of Apple's weights around
+    channel_order="RGB",  # timm flipped the input channels of Apple's stem weights
     renames=(
         (r"^backbone\.stem\.", "stem."),
         (r"^backbone\.expand\.", "final_conv."),

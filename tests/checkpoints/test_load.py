@@ -258,8 +258,8 @@ def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
     assert checkpoint.notice == (
-        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
-        "where that is wrong, give the directory"
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
+        "if that is wrong, give the directory"
     )
     assert snr(peer(images(1, 256, 256)).logits, logits_of(checkpoint)) > 100
 
@@ -280,8 +280,8 @@ def test_bare_segmenter_next_to_nothing(tmp_path: Path, names: str) -> None:
     assert checkpoint.config == published_config("xxs", SEGMENTATION)
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
     assert checkpoint.notice == (
-        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16 and PASCAL VOC's class "
-        "names; where that is wrong, give the directory"
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16 and PASCAL VOC's "
+        "class names; if that is wrong, give the directory"
     )
     assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
 
@@ -291,8 +291,8 @@ def test_a_segmenter_of_other_classes_has_nobodys_names(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1")
     assert checkpoint.notice == (
-        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16; "
-        "where that is wrong, give the directory"
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16; "
+        "if that is wrong, give the directory"
     )
 
 
@@ -334,8 +334,8 @@ def test_features_of_a_segmenter_have_no_expansion(tmp_path: Path) -> None:
     assert (checkpoint.config.output_stride, checkpoint.config.image_hw) == (16, (512, 512))
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
     assert checkpoint.notice == (
-        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 16; "
-        "where that is wrong, give the directory"
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16; "
+        "if that is wrong, give the directory"
     )
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer.mobilevit(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
@@ -350,8 +350,8 @@ def test_features_of_a_backbone(tmp_path: Path, expand: bool, task: str | None) 
     assert (checkpoint.task, checkpoint.expand, checkpoint.variant) == (FEATURES, expand, "xxs")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
     assert checkpoint.notice == (
-        "no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
-        "where that is wrong, give the directory"
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
+        "if that is wrong, give the directory"
     )
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
@@ -373,7 +373,7 @@ def test_features_of_a_bare_classifier(tmp_path: Path) -> None:
     torch.save(cvnets_state(peer), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=FEATURES)
     assert (checkpoint.task, checkpoint.expand, checkpoint.source.naming) == (FEATURES, True, "cvnets")
-    assert "output stride 32; where" in (checkpoint.notice or "")  # features have no class names
+    assert "output stride 32; if" in (checkpoint.notice or "")  # features have no class names
     expected = peer.mobilevit(images(1, 96, 128)).pooler_output
     assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
 
@@ -448,7 +448,7 @@ def test_published_weights_of_another_task_are_an_error(empty_hub: Path, xs_snap
 
 def test_a_path_that_looks_like_a_hub_id_is_said_not_to_be_there(empty_hub: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"^no path runs/7 here; weights runs/7: expected in the local cache or on"
+        CheckpointError, match=r"^path runs/7 does not exist; weights runs/7: expected in the local cache or on"
     ):
         load_checkpoint("runs/7")
 
@@ -577,7 +577,7 @@ def test_nothing_there(empty_hub: Path, weights: str) -> None:
 
 @pytest.mark.parametrize("weights", ["auto", "pretrained", "untrained"])
 def test_published_weights_need_a_variant(weights: str) -> None:
-    with pytest.raises(MobileViTError, match=rf"--weights {weights}: expected a --variant beside it \(xxs, xs, s\)"):
+    with pytest.raises(MobileViTError, match=rf"--weights {weights}: expected a --variant with it \(xxs, xs, s\)"):
         load_checkpoint(weights)
 
 

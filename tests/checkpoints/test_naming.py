@@ -137,7 +137,7 @@ def test_weights_must_be_finite(value: float) -> None:
         remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
     assert str(error.value) == (
         "here: expected finite weights, got NaN or infinity in encoder.layer.2.layernorm.bias; "
-        "take an earlier checkpoint of that training"
+        "use an earlier checkpoint of the training"
     )
 
 

@@ -130,7 +130,7 @@ def test_weights_of_the_head_must_be_finite(key: str) -> None:
     with pytest.raises(CheckpointError) as error:
         remap_state_dict(tensors, naming, infer_config(tensors, naming, SEGMENTATION), "here", SEGMENTATION)
     assert str(error.value) == (
-        f"here: expected finite weights, got NaN or infinity in {key}; take an earlier checkpoint of that training"
+        f"here: expected finite weights, got NaN or infinity in {key}; use an earlier checkpoint of the training"
     )
 
 

@@ -178,8 +178,8 @@ def test_classes_without_names_are_pointed_out(
 ) -> None:
     assert main(["--weights", str(fine_tuned), "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().err == (
-        "note: no config.json beside the weights: took silu, 4 heads, patches of 2, output stride 32; "
-        "where that is wrong, give the directory\n"
+        "note: no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
+        "if that is wrong, give the directory\n"
         "note: the checkpoint names no classes: they are called LABEL_0 to LABEL_1; give --labels\n"
     )
 
@@ -251,7 +251,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["--variant", "xxs", "--weights", "untrained", "--image-size", "64x99999"],
             "each 32 to 4096, got (64, 99999)",
         ),
-        ([], "--weights auto: expected a --variant beside it (xxs, xs, s), got none; add one"),
+        ([], "--weights auto: expected a --variant with it (xxs, xs, s), got none; add one"),
         (["--weights", "none.pth"], "weights none.pth: expected a file, a directory, a hub id (owner/name) or one of"),
         (
             ["--variant", "xxs", "--labels", "none.txt"],
