@@ -160,7 +160,8 @@ def _evaluate_device(values: argparse.Namespace) -> tuple[str, str]:
 
 
 def _tune(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, str]:
-    from mobilevit_coreml.validation.tune import tune, tuning_table
+    from mobilevit_coreml.report.tuning import tuning_table
+    from mobilevit_coreml.validation.tune import tune
 
     tuning = tune(values.package, values.weights, values.compute_units, values.timeout, progress)
     return tuning_table(tuning), tuning.verdict

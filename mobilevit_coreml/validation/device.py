@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import hashlib
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,9 @@ class DeviceResults:
         return overall(list(self.units.values()))
 
 
-def evaluate_device_results(results: Path, golden: Path | None = None, units: Sequence[str] = ()) -> DeviceResults:
+def evaluate_device_results(
+    results: str | os.PathLike[str], golden: str | os.PathLike[str] | None = None, units: Sequence[str] = ()
+) -> DeviceResults:
     """Measure a device's results against the golden directory of its test.
 
     That is `golden`, or the directory `results` is in, or the one above it. `units` of core_ml.UNITS are asked
@@ -112,7 +115,8 @@ def evaluate_device_results(results: Path, golden: Path | None = None, units: Se
 
     Raises InputError for results that are damaged, or of another package or golden directory.
     """
-    directory = golden or _golden_of(results)
+    results = Path(results)
+    directory = _golden_of(results) if golden is None else Path(golden)
     manifest, digest = read_manifest(directory)
     try:
         found = _read_results(results, manifest, digest)

@@ -1,6 +1,7 @@
 """The PyTorch side of a package, found by what the package records of its making."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,10 @@ class Original:
 
 
 def load_original(
-    record: PackageRecord, weights: str | None = None, labels: Path | None = None, channel_order: str | None = None
+    record: PackageRecord,
+    weights: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    channel_order: str | None = None,
 ) -> Original:
     """The checkpoint a package records, or `weights`, which must be the same.
 
@@ -47,7 +51,7 @@ def load_original(
     Raises CheckpointError where the weights cannot be found, or are others.
     """
     checkpoint = _load(record, weights)
-    names = None if labels is None else read_labels(labels)
+    names = None if labels is None else read_labels(Path(labels))
     checkpoint = with_overrides(checkpoint, names, channel_order, record.preprocessing.include_crop)
     expected, classes = make_record(checkpoint, recorded_options(record))
     models = {

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any
 from mobilevit_coreml import __version__
 from mobilevit_coreml.config import SEGMENTATION
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.inference import StrPath, read_record
 from mobilevit_coreml.metrics import (
     FAIL,
     NOT_RUN,
@@ -123,17 +122,17 @@ class Validation:
 
 
 def validate(
-    package: str | os.PathLike[str],
-    weights: str | os.PathLike[str] | None = None,
+    package: StrPath,
+    weights: StrPath | None = None,
     *,
-    images: str | os.PathLike[str] | None = None,
-    labels: str | os.PathLike[str] | None = None,
+    images: StrPath | None = None,
+    labels: StrPath | None = None,
     channel_order: str | None = None,
     backend: str = "auto",
     compute_units: Sequence[str] = (),
     gates: Mapping[str, float] | None = None,
     function: str | None = None,
-    journal: str | os.PathLike[str] | None = None,
+    journal: StrPath | None = None,
     timeout: float = TIMEOUT,
     progress: Progress = silent,
 ) -> Validation:
@@ -148,7 +147,7 @@ def validate(
     Raises MobileViTError for a package, weights or images that cannot be read.
     """
     start = time.perf_counter()
-    package, images, labels, journal = Path(package), _path(images), _path(labels), _path(journal)
+    package = Path(package)
     progress("read")
     record = read_record(package)
     functions = _functions(record, function)
@@ -182,7 +181,7 @@ def validate(
             continue
         stage = str(one) if len(functions) == 1 else f"{one} {name}"
         classes = class_names(read[name].function) or list(original.classes)
-        path = None if journal is None else _journal_path(journal, one, name, functions)
+        path = None if journal is None else _journal_path(Path(journal), one, name, functions)
         with _journal(path, _subject(digest, original, one, name)) as kept:
             run = _run(
                 one,
@@ -217,19 +216,16 @@ def validate(
     )
 
 
-def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def images_of(validation: Validation, images: Path | None) -> dict[str, list[LabelledImage]]:
+def images_of(validation: Validation, images: StrPath | None) -> dict[str, list[LabelledImage]]:
     """The images of each function."""
     return _images(validation.record, validation.original, list(validation.programs), images)
 
 
 def _images(
-    record: PackageRecord, original: Original, functions: Sequence[str], images: Path | None
+    record: PackageRecord, original: Original, functions: Sequence[str], images: StrPath | None
 ) -> dict[str, list[LabelledImage]]:
-    return {name: load_images(images, record.task, original.classes, original.contracts[name]) for name in functions}
+    directory = None if images is None else Path(images)
+    return {name: load_images(directory, record.task, original.classes, original.contracts[name]) for name in functions}
 
 
 def _functions(record: PackageRecord, function: str | None) -> list[str]:

@@ -1,38 +1,41 @@
-"""Small packages and pictures for the validator."""
+"""Small packages and images for the validator."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
-from mobilevit_coreml.options import ConversionOptions
+from mobilevit_coreml.validation import backends
 from mobilevit_coreml.validation.worker import in_this_process
+from tests.cache import once_per_run
+from tests.validation.fault_injection import PACKAGES
+
+Convert = Callable[..., Conversion]
+
+
+@pytest.fixture
+def classifier(shallow: None, converted: Convert) -> Path:
+    """An fp16 package of a shallow untrained xxs classifier for images of 64x64."""
+    return converted("untrained", "xxs", image_sizes=((64, 64),), attention="packed").path
+
+
+@pytest.fixture
+def segmenter(shallow: None, converted: Convert) -> Path:
+    """An fp16 package of a shallow untrained xxs segmenter for images of 96x96."""
+    return converted("untrained", "xxs", task="segmentation", image_sizes=((96, 96),), attention="packed").path
 
 
 @pytest.fixture(scope="session")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An fp16 package of the untrained xxs classifier for pictures of 64x64."""
-    directory = tmp_path_factory.mktemp("classifier")
-    return convert("untrained", "xxs", ConversionOptions(image_sizes=((64, 64),)), output=directory, verify=False).path
-
-
-@pytest.fixture(scope="session")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An fp16 package of the untrained xxs segmenter for pictures of 96x96."""
-    directory = tmp_path_factory.mktemp("segmenter")
-    return convert(
-        "untrained",
-        "xxs",
-        ConversionOptions(task="segmentation", image_sizes=((96, 96),)),
-        output=directory,
-        verify=False,
-    ).path
+def good_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A package by its name in `fault_injection.PACKAGES`, built once per run."""
+    return lambda name: once_per_run(tmp_path_factory, f"good_{name}", PACKAGES[name])
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures in three directories called after class indices."""
+    """Six images in three directories called after class indices."""
     directory = tmp_path_factory.mktemp("photographs")
     for index, image in enumerate(synthetic_images(120, 100, 6)):
         tree = directory / str(100 * (index // 2))
@@ -41,9 +44,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def one_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one image, where the number of them does not matter."""
+    directory = tmp_path_factory.mktemp("one_image")
+    synthetic_images(120, 100, 1)[0].save(directory / "0.png")
+    return directory
+
+
 @pytest.fixture
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Core ML in this process; test_worker.py has real ones."""
-    monkeypatch.setattr(
-        "mobilevit_coreml.validation.backends.in_worker", lambda _timeout, *rest: in_this_process(*rest)
-    )
+    monkeypatch.setattr(backends, "in_worker", lambda _timeout, *rest: in_this_process(*rest))

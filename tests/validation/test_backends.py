@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml.cli.validate import main
 from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.report.text import summary
 from mobilevit_coreml.validation import backends
@@ -41,7 +40,7 @@ def test_a_real_crash_on_one_unit_hides_no_other(classifier: Path, monkeypatch: 
     assert "FAIL, crashed with SIGABRT" in summary(result)
 
 
-def test_a_crash_on_one_unit_hides_no_other(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_on_one_unit_hides_no_other(classifier: Path, one_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_worker(_timeout: float, open_: Any, package: str, units: str, function: str | None) -> Any:
         @contextlib.contextmanager
         def crashed() -> Any:
@@ -55,7 +54,7 @@ def test_a_crash_on_one_unit_hides_no_other(classifier: Path, monkeypatch: pytes
     monkeypatch.setattr(backends, "in_worker", in_worker)
     Mac().install(monkeypatch.setattr)
     monkeypatch.setattr(backends, "core_ml_is_here", lambda: True)
-    result = validate(classifier, backend="coreml", compute_units=["cpuAndGPU", "all"])
+    result = validate(classifier, images=one_image, backend="coreml", compute_units=["cpuAndGPU", "all"])
     crashed, other = result.runs
     assert (result.verdict, crashed.verdict, crashed.reason) == (FAIL, FAIL, "crashed with SIGABRT at run")
     assert (crashed.fidelity, crashed.latency, other.verdict) == (None, {}, PASS)
@@ -67,13 +66,3 @@ def test_a_unit_that_hangs_is_given_up(classifier: Path, monkeypatch: pytest.Mon
     mac = Mac(hangs=("cpuAndNeuralEngine",))
     (run,) = core_ml(classifier, monkeypatch, mac, compute_units=["cpuAndNeuralEngine"], timeout=4).runs
     assert (run.verdict, run.reason) == (FAIL, "no answer within 4 seconds")
-
-
-def test_the_command_off_a_mac(
-    classifier: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: False)
-    assert main([str(classifier), "--backend", "coreml"]) == 3
-    out = capsys.readouterr().out
-    assert f"{classifier}: NOT_RUN" in out.replace("\n", "")
-    assert "NOT_RUN, Core ML is on a Mac only" in out

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
-from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.report.text import summary
 from mobilevit_coreml.validation.core_ml import TIMED, UNITS, open_core_ml
@@ -22,24 +21,20 @@ IMAGE = synthetic_images(64, 64, 1)[0]
 Validate = Callable[..., Validation]
 
 
-@pytest.fixture(scope="module")
-def sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def sizes(shallow: None, converted: Callable[..., Conversion]) -> Path:
     """Features of two sizes, the first the default."""
-    output = tmp_path_factory.mktemp("sizes")
-    sizes = ((64, 64), (64, 96))
-    return convert(
-        "untrained", "xxs", ConversionOptions(task="features", image_sizes=sizes), output=output, verify=False
-    ).path
+    return converted("untrained", "xxs", task="features", image_sizes=((64, 64), (64, 96))).path
 
 
 @pytest.fixture
-def on_a_mac(classifier: Path, no_worker: None, monkeypatch: pytest.MonkeyPatch) -> Validate:
+def on_a_mac(classifier: Path, one_image: Path, no_worker: None, monkeypatch: pytest.MonkeyPatch) -> Validate:
     """`validate` with Core ML on some Mac, in this process."""
 
     def run(mac: Mac, units: str = "cpuAndNeuralEngine", **options: Any) -> Validation:
         mac.install(monkeypatch.setattr)
         monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: True)
-        return validate(classifier, backend="coreml", compute_units=[units], **options)
+        return validate(classifier, images=one_image, backend="coreml", compute_units=[units], **options)
 
     return run
 
@@ -72,7 +67,7 @@ def test_a_plan_has_the_programs_operations(classifier: Path, monkeypatch: pytes
 
 
 def test_latency_is_core_mls_own(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Mac(milliseconds={"split_einsum space_to_batch": 1.25}).install(monkeypatch.setattr)
+    Mac(milliseconds={"packed space_to_batch": 1.25}).install(monkeypatch.setattr)
     latency = open_core_ml(str(classifier), "all", None)["latency"](IMAGE)
     assert (latency["median_ms"], latency["p95_ms"], latency["load_seconds"]) == (1.25, 1.25, 0.001)
     assert latency["predictions"] == TIMED
@@ -118,7 +113,7 @@ def test_gates_of_a_mac(on_a_mac: Validate, gate: str, value: float) -> None:
 
 
 def test_wrong_outputs_fail(on_a_mac: Validate) -> None:
-    (run,) = on_a_mac(Mac(wrong=("split_einsum space_to_batch",))).runs
+    (run,) = on_a_mac(Mac(wrong=("packed space_to_batch",))).runs
     assert run.verdict == FAIL
     assert "snr" in [one.name for one in run.results if one.passed is False]
 
@@ -144,12 +139,12 @@ def test_a_package_for_a_later_system_fails(on_a_mac: Validate) -> None:
     assert "The specification has version 7 but the Core ML framework version installed only supports" in run.reason
 
 
-def test_off_a_mac_core_ml_is_not_run(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_a_mac_core_ml_is_not_run(classifier: Path, one_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mobilevit_coreml.validation.backends.core_ml_is_here", lambda: False)
-    asked = validate(classifier, backend="coreml")
+    asked = validate(classifier, images=one_image, backend="coreml")
     assert asked.verdict == NOT_RUN
     assert [run.verdict for run in asked.runs] == [NOT_RUN] * len(UNITS)
-    auto = validate(classifier)
+    auto = validate(classifier, images=one_image)
     assert auto.verdict == PASS
     assert [(str(run.backend), run.verdict) for run in auto.runs] == [("reference", PASS), ("coreml", NOT_RUN)]
     assert dataclasses.asdict(auto.runs[1])["reason"] == "Core ML is on a Mac only"
