@@ -10,14 +10,19 @@ from mobilevit_coreml.model.layers import ConvLayer
 ACTIVATION = "relu"  # independent of the backbone's activation
 
 
-class Projection(ConvLayer):
+class Projection(nn.Module):
     """1x1 convolution of maps (B, C1, H, W) concatenated with pooled values (B, C2, 1, 1).
 
     The contribution of the pooled values is the same at every pixel and is added by broadcasting;
     transformers expands them to the size of the maps and concatenates.
     """
 
-    def forward(self, maps: Tensor, values: Tensor) -> Tensor:  # type: ignore[override]
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        layer = ConvLayer(in_channels, out_channels, 1, ACTIVATION)
+        self.conv, self.batch_norm, self.activation = layer.conv, layer.batch_norm, layer.activation
+
+    def forward(self, maps: Tensor, values: Tensor) -> Tensor:
         weight = self.conv.weight
         y = F.conv2d(maps, weight[:, : maps.shape[1]], self.conv.bias) + F.conv2d(values, weight[:, maps.shape[1] :])
         return self.activation(self.batch_norm(y))
@@ -62,7 +67,7 @@ class DeepLabV3Head(nn.Module):
             *(ConvLayer(in_channels, channels, 3, ACTIVATION, dilation=rate) for rate in config.atrous_rates),
         )
         self.pool = ConvLayer(in_channels, channels, 1, ACTIVATION)
-        self.project: nn.Module = Projection(channels * (len(self.branches) + 1), channels, 1, ACTIVATION)
+        self.project: nn.Module = Projection(channels * (len(self.branches) + 1), channels)
         self.dropout = nn.Dropout(config.aspp_dropout_prob)
         self.classifier_dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(channels, config.num_labels, 1)

@@ -20,7 +20,7 @@ def fold_for_inference(model: Model) -> Model:
     """
     folded = copy.deepcopy(model).requires_grad_(False).eval()
     for module in list(folded.modules()):
-        if isinstance(module, ConvLayer):
+        if isinstance(module, ConvLayer | Projection):
             _fold_batch_norm(module)
         elif isinstance(module, SelfAttention):
             _fold_attention(module)
@@ -31,7 +31,7 @@ def fold_for_inference(model: Model) -> Model:
     return folded.requires_grad_(False).eval()  # including the new modules
 
 
-def _fold_batch_norm(layer: ConvLayer) -> None:
+def _fold_batch_norm(layer: ConvLayer | Projection) -> None:
     if isinstance(layer.batch_norm, nn.BatchNorm2d):
         # in double precision, so that the weights are rounded only once
         layer.conv = fuse_conv_bn_eval(layer.conv.double(), layer.batch_norm.double()).float()

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mobilevit_coreml.operation_names import belongs_to
 
 FP16_MAX = 65504.0
 NEAR_LIMIT = 4  # factor of FP16_MAX within which values are flagged
@@ -107,12 +109,9 @@ def module_outputs(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def by_last_operation(
-    modules: Mapping[str, Tensor], names: Iterable[str], belongs_to: Callable[[str, str], bool]
-) -> dict[str, Tensor]:
-    """Module outputs by the name of the module's last operation; `belongs_to` takes operation name and module path."""
+def by_last_operation(modules: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Module outputs by the name of the module's last operation; `names` are in program order."""
     outputs: dict[str, Tensor] = {}
-    names = list(names)
     for path, output in modules.items():
         last = next((name for name in reversed(names) if belongs_to(name, path)), None)
         if last is not None:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError
-from mobilevit_coreml.operation_names import belongs_to
+from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError, check_choice
 from mobilevit_coreml.reference.comparison import (
     Comparison,
     OperationRange,
@@ -41,8 +40,7 @@ class ReferenceEvaluator:
     """
 
     def __init__(self, path: str | os.PathLike[str], precision: str = "fp16", function_name: str | None = None) -> None:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision: expected fp16 or fp32, got {precision!r}; choose one of these")
+        check_choice("precision", precision, PRECISIONS, InputError)
         self.path = Path(path)
         self.precision = precision
         package = read_package(self.path, function_name)
@@ -114,7 +112,7 @@ class ReferenceEvaluator:
         For packages with the operation names of `mobilevit_coreml.operation_names`.
         """
         types = self._types()
-        reference = by_last_operation(module_outputs(model, pixels), types, belongs_to)
+        reference = by_last_operation(module_outputs(model, pixels), list(types))
         return compare_values(types, reference, self._all_values(inputs))
 
     def ranges(self, inputs: Mapping[str, Any]) -> tuple[OperationRange, ...]:

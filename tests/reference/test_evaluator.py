@@ -245,7 +245,7 @@ def test_inputs_that_do_not_fit(
 
 
 def test_precision_must_be_known(packages: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match="precision: expected fp16 or fp32, got 'int8'; choose one of these"):
+    with pytest.raises(InputError, match="precision: expected one of fp16, fp32, got 'int8'; choose one of these"):
         ReferenceEvaluator(packages("array"), precision="int8")
 
 
