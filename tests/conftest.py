@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 import torch
 
+from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
 from mobilevit_coreml.config import CLASSIFICATION, TASKS, MobileViTConfig
 from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.model import ImageClassifier, backbone
+from mobilevit_coreml.package.metadata import FUNCTION
 from tests.cache import convert_once, once_per_run
 from tests.peers import hugging_face_classifier
 
@@ -147,3 +149,17 @@ def small_packages(small_weights: dict[str, Path], converted: Callable[..., Conv
         task: converted(str(path), image_sizes=[(64, 64)], attention="packed").path
         for task, path in small_weights.items()
     }
+
+
+@pytest.fixture
+def stub_program(small_packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Spare the conversions of this process the ML Program: they take that of a task's small package.
+
+    For what happens around it, to `small_weights` at 64x64 pixels.
+    """
+
+    def take(task: str) -> None:
+        program = ct.models.MLModel(str(small_packages[task]), skip_model_load=True)
+        monkeypatch.setattr("mobilevit_coreml.conversion._programs", lambda *_: {FUNCTION: program})
+
+    return take

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.package.metadata import PackageRecord
+from tests.cache import once_per_run
 from tests.peers import hugging_face_classifier
 
+UNTRAINED = ["--weights", "untrained", "--variant", "xxs", "--image-size", "64", "--attention", "packed"]
 COMMAND = [sys.executable, "-m", "mobilevit_coreml.convert"]
 
 
@@ -33,28 +35,31 @@ def run_in_pipe(*arguments: str, cwd: Path | None = None) -> subprocess.Complete
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.fixture(scope="module")
-def converted(xs_snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+@pytest.fixture
+def command_run(xs_snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The xs snapshot as a package, and what the command printed."""
-    directory = tmp_path_factory.mktemp("converted")
-    finished = run_in_pipe("--weights", str(xs_snapshot), "--fp16", cwd=directory)
-    assert finished.stderr == ""  # neither progress nor coremltools' chatter in a pipe
-    assert finished.returncode == 0
-    assert [path.name for path in directory.iterdir()] == ["MobileViT_XS_fp16.mlpackage"]
-    return directory / "MobileViT_XS_fp16.mlpackage", finished.stdout
+
+    def convert(directory: Path) -> tuple[Path, str]:
+        finished = run_in_pipe("--weights", str(xs_snapshot), "--fp16", "--attention", "packed", cwd=directory)
+        assert finished.stderr == ""  # neither progress nor coremltools' chatter in a pipe
+        assert finished.returncode == 0
+        assert [path.name for path in directory.iterdir()] == ["MobileViT_XS_fp16.mlpackage"]
+        return directory / "MobileViT_XS_fp16.mlpackage", finished.stdout
+
+    return once_per_run(tmp_path_factory, "command", convert)
 
 
-@pytest.fixture(scope="module")
-def spec(converted: tuple[Path, str]) -> Any:
-    return ct.utils.load_spec(str(converted[0]))
+@pytest.fixture
+def spec(command_run: tuple[Path, str]) -> Any:
+    return ct.utils.load_spec(str(command_run[0]))
 
 
-def test_prints_what_a_person_wants_to_know(converted: tuple[Path, str], xs_snapshot: Path) -> None:
+def test_prints_what_a_person_wants_to_know(command_run: tuple[Path, str], xs_snapshot: Path) -> None:
     digest = hashlib.sha256((xs_snapshot / "model.safetensors").read_bytes()).hexdigest()
     expected = rf"""MobileViT_XS_fp16\.mlpackage
   size         4\.\d\d MB
-  operations   3\d\d
-  target       iOS16, fp16, split_einsum attention
+  operations   2\d\d
+  target       iOS16, fp16, packed attention
   input        image, 256x256 pixels, any pixel buffer \(BGR inside\)
   outputs      classLabel; classLabel_probs, 1000 classes
   weights      {re.escape(str(xs_snapshot))}
@@ -67,7 +72,7 @@ def test_prints_what_a_person_wants_to_know(converted: tuple[Path, str], xs_snap
                smallest top-1 margin [\d.e-]+
   seconds      weights [\d.]+, model [\d.]+, convert [\d.]+, save [\d.]+, verify [\d.]+
 """
-    assert re.fullmatch(expected, converted[1]), converted[1]
+    assert re.fullmatch(expected, command_run[1]), command_run[1]
 
 
 def test_interface(spec: Any) -> None:
@@ -120,7 +125,7 @@ def test_metadata(spec: Any, xs_snapshot: Path) -> None:
     assert (record.variant, record.task, record.attention, record.precision) == (
         "xs",
         "classification",
-        "split_einsum",
+        "packed",
         "fp16",
     )
     assert record.weights.name == str(xs_snapshot)
@@ -131,13 +136,14 @@ def test_metadata(spec: Any, xs_snapshot: Path) -> None:
 
 
 def test_equal_conversions_have_equal_weights_and_programs(
-    converted: tuple[Path, str], xs_snapshot: Path, tmp_path: Path
+    command_run: tuple[Path, str], xs_snapshot: Path, tmp_path: Path
 ) -> None:
-    assert main(["--weights", str(xs_snapshot), "--output", str(tmp_path)]) == 0
+    arguments = ["--weights", str(xs_snapshot), "--attention", "packed", "--no-verify", "--output", str(tmp_path)]
+    assert main(arguments) == 0
     for name in ("weights/weight.bin", "model.mlmodel"):
         first, second = (
             package / "Data" / "com.apple.CoreML" / name
-            for package in (converted[0], tmp_path / "MobileViT_XS_fp16.mlpackage")
+            for package in (command_run[0], tmp_path / "MobileViT_XS_fp16.mlpackage")
         )
         assert first.read_bytes() == second.read_bytes(), name
 
@@ -148,6 +154,13 @@ def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fine_tuned") / "best.pth"
     torch.save({"epoch": 3, "state_dict": hugging_face_classifier("xxs", classes=2).state_dict()}, path)
     return path
+
+
+@pytest.fixture
+def small(small_weights: dict[str, Path], stub_program: Callable[[str], None], tmp_path: Path) -> list[str]:
+    """Arguments of a conversion to `tmp_path` that is spared the ML Program's making."""
+    stub_program("classification")
+    return ["--weights", str(small_weights["classification"]), "--image-size", "64", "--output", str(tmp_path)]
 
 
 def test_every_option_shows_in_the_package(
@@ -173,10 +186,8 @@ def test_every_option_shows_in_the_package(
     assert class_names(spec) == ["nicht süß", "süß"]
 
 
-def test_classes_without_names_are_pointed_out(
-    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--weights", str(fine_tuned), "--output", str(tmp_path)]) == 0
+def test_classes_without_names_are_pointed_out(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*small, "--no-verify"]) == 0
     assert capsys.readouterr().err == (
         "note: no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
         "if that is wrong, give the directory\n"
@@ -184,11 +195,12 @@ def test_classes_without_names_are_pointed_out(
     )
 
 
+@pytest.mark.usefixtures("shallow")
 def test_without_a_hub_the_package_cannot_be_mistaken_for_a_trained_one(
     empty_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--variant", "xxs", "--fp16"]) == 0
+    assert main(["--variant", "xxs", "--fp16", "--attention", "packed", "--no-verify"]) == 0
     assert (tmp_path / "MobileViT_XXS_fp16_untrained.mlpackage").is_dir()
     captured = capsys.readouterr()
     assert "weights      untrained\n               seed 0" in captured.out
@@ -297,7 +309,8 @@ def test_patches_that_are_no_square(tmp_path: Path, capsys: pytest.CaptureFixtur
     peer.config.patch_size = [2, 1]  # which transformers itself does not take
     peer.save_pretrained(tmp_path / "peer")
     capsys.readouterr()  # transformers' progress
-    arguments = ["--weights", str(tmp_path / "peer"), "--output", str(tmp_path)]
+    arguments = ["--weights", str(tmp_path / "peer"), "--output", str(tmp_path), "--attention", "packed"]
+    arguments += ["--image-size", "64"]
     assert fails([*arguments, "--unfold", "pixel_shuffle"], capsys) == (
         "patch_size: expected a square patch for the unfold implementation pixel_shuffle, got 2x1; use space_to_batch"
     )
@@ -313,12 +326,12 @@ def test_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_existing_package_stays_without_force(
-    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "x.mlpackage"
     output.mkdir()
     (output / "mine").touch()
-    arguments = ["--weights", str(fine_tuned), "--output", str(output)]
+    arguments = [*small, "--output", str(output), "--no-verify"]
     expected = f"output {output}: expected a free name or a package, got something else; move it away"
     assert fails([*arguments, "--force"], capsys) == expected
     (output / "Manifest.json").touch()
@@ -355,7 +368,24 @@ def test_networks_that_make_no_image_classifier(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, number: int) -> None:
+def test_an_interrupted_run_leaves_nothing(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def programs(*_: Any) -> dict[str, Any]:
+        (staging,) = tmp_path.iterdir()
+        (staging / "half").touch()
+        os.kill(os.getpid(), number)
+        raise AssertionError("not interrupted")
+
+    monkeypatch.setattr("mobilevit_coreml.conversion._programs", programs)
+    assert main(small) == 128 + number
+    assert tuple(capsys.readouterr()) == ("", "interrupted: nothing half-made is left\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_process_leaves_nothing(fine_tuned: Path, tmp_path: Path, number: int) -> None:
     command = [*COMMAND, "--weights", str(fine_tuned), "--output", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -367,22 +397,25 @@ def test_an_interrupted_run_leaves_nothing(fine_tuned: Path, tmp_path: Path, num
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_terminal_sees_progress(fine_tuned: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shallow")
+def test_a_terminal_sees_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    command = [*COMMAND, "--weights", str(fine_tuned), "--output", str(tmp_path)]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, check=True)
-    os.close(theirs)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert main([*UNTRAINED, "--output", str(tmp_path)]) == 0
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
     stages = ["weights", "model", "convert", "save", "verify"]
     assert [name for name in stages if f"\r{name:<10} " in shown] == stages
     assert "Running MIL" not in shown
-    assert "|" not in finished.stdout
+    assert "\r" not in capsys.readouterr().out
 
 
 @pytest.fixture
-def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
+def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion lose the bias of the stem on the way."""
     from mobilevit_coreml import model
 
@@ -396,43 +429,42 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "fold_for_inference", fold)
 
 
-@pytest.mark.usefixtures("sabotage")
-def test_a_package_that_computes_something_else_fails(
-    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("lost_bias")
+def test_a_package_that_computes_something_else_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "x.mlpackage"
-    failed = tmp_path / "x_failed.mlpackage"
+    failed = tmp_path / "x_untrained_failed.mlpackage"
     for _ in range(2):  # the second one replaces the first
-        assert main(["--weights", str(fine_tuned), "--output", str(output)]) == 1
+        assert main([*UNTRAINED, "--output", str(output)]) == 1
         captured = capsys.readouterr()
         assert captured.out.startswith(f"{failed}\n")
         assert "  verified     FAIL, logits " in captured.out
-        expected = f"failed: a gate was not reached; the package is {failed}\n"
-        assert captured.err.endswith(expected)
-        assert [path.name for path in tmp_path.iterdir()] == ["x_failed.mlpackage"]
+        assert captured.err.endswith(f"failed: a gate was not reached; the package is {failed}\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["x_untrained_failed.mlpackage"]
 
 
-@pytest.mark.usefixtures("sabotage")
+@pytest.mark.usefixtures("lost_bias")
 def test_verification_can_be_left_out_and_is_not_claimed_then(
-    fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--weights", str(fine_tuned), "--output", str(tmp_path), "--no-verify"]) == 0
+    assert main([*UNTRAINED, "--output", str(tmp_path), "--no-verify"]) == 0
     assert "  verified     not verified\n" in capsys.readouterr().out
 
 
-def test_verifies_on_the_users_pictures(fine_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_verifies_on_the_users_images(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for number, mode in enumerate(("RGB", "L", "RGBA")):
-        synthetic_images(200 + 50 * number, 300)[number].convert(mode).save(pictures / f"{number}.png")
-    (pictures / "notes.txt").touch()
-    arguments = ["--weights", str(fine_tuned), "--output", str(tmp_path), "--images", str(pictures)]
-    assert main(arguments) == 0
-    assert "of 3 pictures" in capsys.readouterr().out
-    (pictures / "3.png").write_bytes(b"no picture")
-    assert "3.png: expected an image Pillow can read, got " in fails([*arguments, "--force"], capsys)
+        synthetic_images(200 + 50 * number, 300)[number].convert(mode).save(images / f"{number}.png")
+    (images / "notes.txt").touch()
+    assert main([*small, "--images", str(images)]) == 0
+    assert "of 3 " in capsys.readouterr().out
+    (images / "3.png").write_bytes(b"no image")
+    assert "3.png: expected an image Pillow can read, got " in fails(
+        [*small, "--images", str(images), "--force"], capsys
+    )
 
 
+@pytest.mark.slow
 def test_coremltools_is_quiet_on_import_and_heard_afterwards() -> None:
     script = (
         "import logging\n"
