@@ -73,10 +73,12 @@ def validate_programs_once() -> None:
 @pytest.fixture(scope="session")
 def xs_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What transformers saves of an xs classifier with 1000 named classes: config.json and model.safetensors."""
-    directory = tmp_path_factory.mktemp("xs_snapshot")
-    hugging_face_classifier("xs", id2label={index: f"class {index}" for index in range(1000)}).save_pretrained(
-        directory
-    )
+    return once_per_run(tmp_path_factory, "xs_snapshot", save_xs_snapshot)
+
+
+def save_xs_snapshot(directory: Path) -> Path:
+    names = {index: f"class {index}" for index in range(1000)}
+    hugging_face_classifier("xs", id2label=names).save_pretrained(directory)
     return directory
 
 
