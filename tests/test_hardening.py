@@ -1,7 +1,7 @@
 """Runs that are killed, that meet, that find no room, and places of every kind: what is there is whole, or nothing is.
 
-Most runs are processes forked off one that has torch and coremltools loaded, so that they can be killed, limited
-and brought together at an exact point of the code.
+Runs that are killed, or meet, are processes forked off one that has torch and coremltools loaded, so that it happens
+at an exact point of the code; test_publish.py has the same of bare directories.
 """
 
 import contextlib
@@ -120,8 +120,10 @@ def die(*_: object, **__: object) -> None:
 
 
 def die_at(place: str) -> None:
-    module, name = place.split(":")
-    setattr(importlib.import_module(f"mobilevit_coreml.{module}"), name, die)
+    name, _, function = place.partition(":")
+    module = importlib.import_module(f"mobilevit_coreml.{name}")
+    assert hasattr(module, function)
+    setattr(module, function, die)
 
 
 def die_while_saving() -> None:
@@ -146,17 +148,24 @@ def die_between_renames() -> None:
     Path.rename = rename  # type: ignore[method-assign, assignment]
 
 
+BETWEEN_RENAMES = "with the old package taken away"
 MOMENTS: dict[str, Callable[[], None]] = {
-    "with the staging directory just made": functools.partial(die_at, "conversion:_saved"),
+    "with the staging directory just made": functools.partial(die_at, "conversion:_save"),
     "with half a program written": die_while_saving,
     "while verifying": functools.partial(die_at, "verification:verify"),
     "just before it puts the package in place": functools.partial(die_at, "conversion:publish"),
-    "with the old package taken away": die_between_renames,
+    BETWEEN_RENAMES: die_between_renames,
 }
 
 
-@pytest.mark.parametrize("there_before", [True, False])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "there_before"),
+    [
+        pytest.param(moment, before, marks=[] if before and moment == BETWEEN_RENAMES else pytest.mark.slow)
+        for moment in MOMENTS
+        for before in (True, False)
+    ],
+)
 def test_a_killed_run(
     small_weights: dict[str, Path],
     small_packages: dict[str, Path],
@@ -177,7 +186,7 @@ def test_a_killed_run(
     assert Run(convert, arguments, ready, MOMENTS[moment]).ended() == Ended(-signal.SIGKILL, "")
     visible = [name for name in names_in(tmp_path) if not name.startswith(".")]
     assert len(names_in(tmp_path)) == len(visible) + 1  # what it was about
-    if there_before and moment != "with the old package taken away":
+    if there_before and moment != BETWEEN_RENAMES:
         assert origin_of(path) == "classification.pth"
     else:
         assert visible == []
@@ -190,6 +199,7 @@ def test_a_killed_run(
     assert origin_of(path) == "new.pth"
 
 
+@pytest.mark.slow
 def test_a_killed_command(small_weights: dict[str, Path], quick: Callable[[str], None], tmp_path: Path) -> None:
     """As it is: `python -m`, and `kill -9` from outside."""
     arguments = conversion_of(small_weights[CLASSIFICATION], tmp_path)
@@ -221,6 +231,7 @@ def wait_for_the_other(barrier: Any) -> None:
     setattr(conversion, "publish", wait)  # noqa: B010
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [(False, False), (True, False), (True, True)])
 def test_two_runs_to_one_place(
     small_weights: dict[str, Path],
@@ -259,33 +270,40 @@ def test_two_runs_to_one_place(
 # No room.
 
 
-def limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Refuse to write beyond so many bytes of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [100, 10_000, 60_000])  # of files of 0.6, 27 and 100 kB
 def test_files_that_may_not_grow(
-    small_weights: dict[str, Path], small_packages: dict[str, Path], tmp_path: Path, size: int
+    small_weights: dict[str, Path],
+    quick: Callable[[str], None],
+    tmp_path: Path,
+    size: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = conversion_of(small_weights[CLASSIFICATION], tmp_path)
-    ready = functools.partial(take_program, small_packages[CLASSIFICATION])
-    one_line(Run(convert, arguments, ready, functools.partial(limit_files, size)).ended())
+    quick(CLASSIFICATION)
+    with largest_file(size):
+        message = fails(convert, conversion_of(small_weights[CLASSIFICATION], tmp_path), capsys)
+    assert message.startswith("error: cannot write ")
     assert names_in(tmp_path) == []
 
 
-def one_line(ended: Ended) -> None:
-    assert ended.code == 2, ended.err
-    assert ended.err.startswith("error: ")
-    assert ended.err.count("\n") == 1
-
-
 @pytest.mark.parametrize("task", [SEGMENTATION, FEATURES])
-def test_answers_that_may_not_grow(small_packages: dict[str, Path], photo: Path, tmp_path: Path, task: str) -> None:
+def test_answers_that_may_not_grow(
+    small_packages: dict[str, Path], photo: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path if task == SEGMENTATION else tmp_path / "x.npz"
-    arguments = [str(small_packages[task]), str(photo), "--output", str(output)]
-    ended = Run(predict, arguments, functools.partial(limit_files, 100)).ended()
-    one_line(ended)
-    assert ": File too large; make room" in ended.err
+    with largest_file(100):
+        message = fails(predict, [small_packages[task], photo, "--output", output], capsys)
+    assert ": File too large; make room" in message
     assert names_in(tmp_path) == []
 
 
@@ -366,7 +384,9 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("globs", "lines") else pytest.mark.slow) for name in NAMES]
+)
 def test_names_of_every_kind(
     name: str,
     small_weights: dict[str, Path],

@@ -1,7 +1,10 @@
 import errno
 import functools
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,3 +227,47 @@ def _after_the_other(self: Path, path: Path, target: Path) -> None:
         os.rename(self, target)  # noqa: PTH104
     else:
         raise FileNotFoundError
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mobilevit_coreml.publish import publish, staging
+
+moment, path = sys.argv[1], Path(sys.argv[2])
+honest = Path.rename
+
+def rename(self, target):
+    if moment == "between the renames" and self.name == path.name and "replaced" not in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return honest(self, target)
+
+Path.rename = rename
+with staging(path) as staged:
+    staged.mkdir()
+    (staged / "weight.bin").write_text("ha")
+    if moment == "half-way":
+        os.kill(os.getpid(), signal.SIGKILL)
+    (staged / "weight.bin").write_text("half and the rest")
+    if moment == "before the renames":
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(staged, path, force=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+@pytest.mark.parametrize("moment", ["half-way", "before the renames", "between the renames", "after them"])
+def test_a_killed_process(tmp_path: Path, moment: str, there_before: bool) -> None:
+    path = tmp_path / "x.mlpackage"
+    if there_before:
+        write_package(path, "old")
+    process = subprocess.run([sys.executable, "-c", KILLED, moment, str(path)], capture_output=True, check=False)
+    assert (process.returncode, process.stderr) == (-signal.SIGKILL, b"")
+    assert len(names_of(tmp_path)) == 1 + path.exists()  # what it left behind
+    remove_stale(path)
+    if moment == "after them":
+        assert (path / "weight.bin").read_text() == "half and the rest"
+    elif there_before:
+        assert (path / "Data" / "weight.bin").read_text() == "old"
+    assert names_of(tmp_path) == (["x.mlpackage"] if there_before or moment == "after them" else [])
