@@ -921,16 +921,17 @@ _OUTSIDE = (
     _row("record without its weights", "classifier", untold("weights")),
 )
 
-FAULTS: tuple[Fault, ...] = (
-    *_PIXELS,
-    *_WEIGHTS,
-    *_ATTENTION,
-    *_LAYERS,
-    *_PATCHES,
-    *_HEADS,
-    *_COMPRESSED,
-    *_OUTSIDE,
-)
+FAMILIES: Mapping[str, tuple[Fault, ...]] = {
+    "pixels": _PIXELS,
+    "weights": _WEIGHTS,
+    "attention": _ATTENTION,
+    "layers": _LAYERS,
+    "patches": _PATCHES,
+    "heads": _HEADS,
+    "compressed": _COMPRESSED,
+    "outside": _OUTSIDE,
+}
+FAULTS: tuple[Fault, ...] = tuple(fault for family in FAMILIES.values() for fault in family)
 
 UNSEEN: tuple[Fault, ...] = (
     # one in 2048 of one weight in a thousand, far under the rounding of every activation

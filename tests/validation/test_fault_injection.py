@@ -1,16 +1,16 @@
 """The validator against faulty packages (fault injection): it fails each, and names the operation."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mobilevit_coreml.errors import MobileViTError
-from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.validation.run import Validation, validate
-from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
+from tests.validation.fault_injection import FAMILIES, FAULTS, PACKAGES, UNSEEN, Fault
 
 # What fails of those outside the network; None where the record leads to no weights, or to others, which is an error
 OUTSIDE = {
@@ -42,46 +42,40 @@ OUTSIDE = {
     "another seed": None,
     "record without its weights": None,
 }
-INSIDE = [fault for fault in FAULTS if fault.departs is not None]
+# One of each family, which the default tests inject; `pytest -m slow` has all others.
+DEFAULT = (
+    "channels declared as RGB",
+    "weight zeroed",
+    "softmax left out",
+    "gelu for silu",
+    "unfold as a reshape",
+    "smallest for largest",
+    "table shuffled",
+    "labels one later",
+    "digest of other weights",
+    "order of two operations",
+)
+PACKAGES_BY_DEFAULT = ("classifier", "segmenter", "palettized")
 Packages = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """The good package of a name, made when first asked for."""
-    directory = tmp_path_factory.mktemp("good")
-    made: dict[str, Path] = {}
-
-    def package(name: str) -> Path:
-        if name not in made:
-            made[name] = PACKAGES[name](directory)
-        return made[name]
-
-    return package
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("photographs")
-    for index, image in enumerate(synthetic_images(160, 160, 1)):
-        image.save(directory / f"{index}.png")
-    return directory
+def params(faults: Iterable[Fault]) -> list[Any]:
+    return [
+        pytest.param(fault, id=fault.name.replace(" ", "_"), marks=() if fault.name in DEFAULT else pytest.mark.slow)
+        for fault in faults
+    ]
 
 
 @pytest.fixture
-def validated(photographs: Path) -> Callable[[Path], Validation]:
-    return lambda package: validate(package, images=photographs, backend="reference")
+def validated(one_image: Path) -> Callable[[Path], Validation]:
+    return lambda package: validate(package, images=one_image, backend="reference")
 
 
-def faulty(fault: Fault, packages: Packages, directory: Path) -> Path:
-    package = packages(fault.package)
+def faulty(fault: Fault, good_package: Packages, directory: Path) -> Path:
+    package = good_package(fault.package)
     copy = shutil.copytree(package, directory / package.name)
     fault.apply(copy)
     return copy
-
-
-def names(fault: Fault) -> str:
-    return fault.name.replace(" ", "_")
 
 
 def test_the_table() -> None:
@@ -89,23 +83,28 @@ def test_the_table() -> None:
     assert len(set(kinds)) == len(kinds)
     assert {fault.package for fault in FAULTS} == set(PACKAGES)
     assert {fault.name for fault in FAULTS if fault.departs is None} == set(OUTSIDE)
-    assert len(FAULTS) >= 25
+    assert len(FAULTS) == 137
+    for family, faults in {**FAMILIES, "unseen": UNSEEN}.items():
+        assert {fault.name for fault in faults} & set(DEFAULT), family
+    assert {fault.package for fault in FAULTS if fault.name in DEFAULT} == set(PACKAGES_BY_DEFAULT)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_good_packages_pass(name: str, packages: Packages, validated: Callable[[Path], Validation]) -> None:
-    validation = validated(packages(name))
+@pytest.mark.parametrize(
+    "name", [name if name in PACKAGES_BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in PACKAGES]
+)
+def test_good_packages_pass(name: str, good_package: Packages, validated: Callable[[Path], Validation]) -> None:
+    validation = validated(good_package(name))
     assert all(check.passed for _, check in validation.checks)
     assert all(program.mismatch is None for program in validation.programs.values())
     # drawn weights in few bits, for which nothing was calibrated, are of no use, and that is not what is tested here
     assert validation.verdict == PASS or validation.record.compression
 
 
-@pytest.mark.parametrize("fault", INSIDE, ids=names)
+@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.departs is not None))
 def test_the_operation_that_departs_is_named(
-    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    validation = validated(faulty(fault, packages, tmp_path))
+    validation = validated(faulty(fault, good_package, tmp_path))
     assert validation.verdict == FAIL
     (program,) = validation.programs.values()
     assert fault.departs is not None
@@ -113,11 +112,11 @@ def test_the_operation_that_departs_is_named(
     assert program.mismatch.operation in fault.departs
 
 
-@pytest.mark.parametrize("fault", [one for one in FAULTS if one.departs is None], ids=names)
+@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.departs is None))
 def test_what_is_declared_wrongly_is_named(
-    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    package = faulty(fault, packages, tmp_path)
+    package = faulty(fault, good_package, tmp_path)
     failing = OUTSIDE[fault.name]
     if failing is None:
         with pytest.raises(MobileViTError, match="weights"):
@@ -128,11 +127,11 @@ def test_what_is_declared_wrongly_is_named(
     assert failing in [check.name for _, check in validation.checks if not check.passed]
 
 
-@pytest.mark.parametrize("fault", UNSEEN, ids=names)
+@pytest.mark.parametrize("fault", params(UNSEEN))
 def test_what_cannot_be_seen(
-    fault: Fault, packages: Packages, validated: Callable[[Path], Validation], tmp_path: Path
+    fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
-    package = faulty(fault, packages, tmp_path)
-    before, after = validated(packages(fault.package)), validated(package)
+    package = faulty(fault, good_package, tmp_path)
+    before, after = validated(good_package(fault.package)), validated(package)
     assert before.digest != after.digest
     assert after.verdict == PASS
