@@ -1,6 +1,7 @@
 """Small packages and images for the validator."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation import backends
 from mobilevit_coreml.validation.worker import in_this_process
-from tests.cache import once_per_run
-from tests.validation.fault_injection import PACKAGES
+from tests.validation.fault_injection import good_package_of
 
 Convert = Callable[..., Conversion]
 
@@ -30,7 +30,7 @@ def segmenter(shallow: None, converted: Convert) -> Path:
 @pytest.fixture(scope="session")
 def good_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A package by its name in `fault_injection.PACKAGES`, built once per run."""
-    return lambda name: once_per_run(tmp_path_factory, f"good_{name}", PACKAGES[name])
+    return partial(good_package_of, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,23 @@
 """Validations of small packages, each made once, and one with Core ML runs as a Mac would have them, made up."""
 
-import contextlib
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, gate_results, verdict_of
 from mobilevit_coreml.validation.backends import CORE_ML, REFERENCE, Backend
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
 from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation, validate
-from tests.validation.fault_injection import FAULTS, PACKAGES, SIDE
+from tests.validation.fault_injection import FAULTS, SIDE, good_package_of
 
 FUNCTION = "main"
-LABELLED = ("0", "1")  # directories of pictures, called after the index of their class
+LABELLED = ("0", "1")  # directories of images, called after the index of their class
 LATENCY = {
     "compile_seconds": 0.5,
     "load_seconds": 2.5,
@@ -26,28 +26,27 @@ LATENCY = {
     "with_python_ms": 2.0,
     "predictions": 100,
 }
-HERE = contextlib.ExitStack()  # temporary directories that are there until the tests end
+factory: pytest.TempPathFactory = None  # type: ignore[assignment]  # set by tests/report/conftest.py
 
 
 @cache
 def directory() -> Path:
-    """Where the packages are, and `labelled`, pictures in directories by class."""
-    path = Path(HERE.enter_context(tempfile.TemporaryDirectory()))
+    """The directory of `labelled`, images in directories by class."""
+    path = factory.mktemp("examples")
     for name, image in zip(LABELLED, synthetic_images(SIDE, SIDE, 2), strict=True):
         (path / "labelled" / name).mkdir(parents=True)
         image.save(path / "labelled" / name / "a & b.png")
     return path
 
 
-@cache
 def package(kind: str) -> Path:
     """A good package by its name in PACKAGES."""
-    return PACKAGES[kind](directory())
+    return good_package_of(factory, kind)
 
 
 @cache
 def good(kind: str) -> Validation:
-    """Of a package by its name in PACKAGES; a classifier's with labelled pictures."""
+    """Of a package by its name in PACKAGES; a classifier's with labelled images."""
     images = directory() / "labelled" if kind == "classifier" else None
     validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
     return dataclasses.replace(validation, gates=())  # what nothing here measures is shown, and decides nothing

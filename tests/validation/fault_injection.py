@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -26,6 +27,7 @@ from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import model_for
 from mobilevit_coreml.model.layers import ChannelLayerNorm
 from mobilevit_coreml.options import ConversionOptions
+from tests.cache import once_per_run
 from tests.validation.edits import Array, Program, bits_of, edit, edit_record, key_of, packed, rename, rolled, swapped
 
 SIDE = 64  # pixels of most packages: stage 3 has 16 tokens of 4 heads 16 wide
@@ -108,6 +110,11 @@ _KINDS: Mapping[str, tuple[int, str, str | None, Mapping[str, Any]]] = {
 }
 # Makes the package, and the checkpoint it is of, in a directory, where both must stay.
 PACKAGES: Mapping[str, Callable[[Path], Path]] = {name: partial(_package, name, *kind) for name, kind in _KINDS.items()}
+
+
+def good_package_of(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A package by its name in PACKAGES, built once per run for all workers."""
+    return once_per_run(factory, f"good_{name}", PACKAGES[name])
 
 
 # What edits are made of.
