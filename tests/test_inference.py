@@ -24,7 +24,7 @@ from mobilevit_coreml._coremltools import ct, quietly
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.errors import InputError, PackageError
 from mobilevit_coreml.images import read_image, synthetic_images
 from mobilevit_coreml.inference import (
@@ -36,7 +36,6 @@ from mobilevit_coreml.inference import (
 )
 from mobilevit_coreml.masks import VOID
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
@@ -44,18 +43,6 @@ from mobilevit_coreml.preprocessing import Preprocessing
 CROP = 128, 160
 SMALL = 64, 64
 EXIF_ORIENTATION = 0x0112
-
-
-def small_package(directory: Path, task: str, **options: Any) -> Path:
-    """An fp32 package of the untrained xxs network of a task, at a size that converts in seconds."""
-    sizes = options.pop("image_sizes", (SMALL,))
-    return convert(
-        "untrained",
-        "xxs",
-        ConversionOptions(task=task, image_sizes=sizes, precision="fp32", attention="packed", **options),
-        output=directory,
-        verify=False,
-    ).path
 
 
 def save_photographs(directory: Path, count: int = 2) -> list[Path]:
@@ -141,21 +128,24 @@ def brightest(photograph: Image.Image) -> NDArray[np.int64]:
     return np.asarray(photograph).argmax(-1)
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_package(tmp_path_factory.mktemp("classifier"), CLASSIFICATION)
+pytestmark = pytest.mark.usefixtures("shallow")
+FP32 = {"precision": "fp32", "attention": "packed"}
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_package(tmp_path_factory.mktemp("segmenter"), SEGMENTATION, image_sizes=[CROP])
+@pytest.fixture
+def classifier(shallow: None, converted: Callable[..., Conversion]) -> Path:
+    return converted("untrained", "xxs", image_sizes=[SMALL], **FP32).path
 
 
-@pytest.fixture(scope="module")
-def extractor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_package(
-        tmp_path_factory.mktemp("extractor"), FEATURES, hidden_states=True, output_dtype="float16", target="iOS17"
-    )
+@pytest.fixture
+def segmenter(shallow: None, converted: Callable[..., Conversion]) -> Path:
+    return converted("untrained", "xxs", task=SEGMENTATION, image_sizes=[CROP], **FP32).path
+
+
+@pytest.fixture
+def extractor(shallow: None, converted: Callable[..., Conversion]) -> Path:
+    options = {"hidden_states": True, "output_dtype": "float16", "target": "iOS17"}
+    return converted("untrained", "xxs", task=FEATURES, image_sizes=[SMALL], **options, **FP32).path
 
 
 @pytest.fixture(scope="module")
