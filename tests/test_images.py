@@ -30,6 +30,7 @@ def test_pictures_of_a_directory_come_by_name(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "e.png").mkdir()
     assert [path.name for path in images_in(tmp_path)] == ["a.png", "b.JPG", "d.webp"]
+    assert images_in(str(tmp_path)) == images_in(tmp_path)
 
 
 def test_a_directory_without_pictures(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import warnings
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mobilevit_coreml.errors import CheckpointError, os_error_text
+from mobilevit_coreml.strict_json import JsonError, read_json
 
 MAX_CHECKPOINT_BYTES = 2 * 1024**3  # the largest MobileViT has 0.03 GB, with optimizer state about three times that
 MAX_JSON_BYTES = 16 * 1024**2
@@ -45,13 +45,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises CheckpointError if there is none."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)  # the size in the file system may be wrong
-        if len(content) > MAX_JSON_BYTES:
-            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
-        values = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object, got {os_error_text(error)}; check the file") from None
+        values = read_json(path, MAX_JSON_BYTES)
+    except JsonError as error:
+        raise CheckpointError(f"{path}: {error}; check the file") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}; check the file")
     return values

@@ -253,7 +253,8 @@ def test_a_checkpoints_model_unfolds_as_it_is_told(untrained: Checkpoint, unfold
 def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     peer = hugging_face_classifier("xxs", classes=3)
     torch.save({"model": peer.state_dict()}, tmp_path / "best.pth")
-    checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
+    checkpoint = load_checkpoint(tmp_path / "best.pth")
+    assert checkpoint.source.name == str(tmp_path / "best.pth")
     assert (checkpoint.variant, checkpoint.config.num_labels) == ("xxs", 3)
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")

@@ -78,7 +78,7 @@ def test_a_new_name_takes_nobody_elses() -> None:
 )
 def test_reads_the_usual_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert read_labels(tmp_path / name) == ("cat", "dog, hound", "Äffchen")
+    assert read_labels(tmp_path / name) == read_labels(str(tmp_path / name)) == ("cat", "dog, hound", "Äffchen")
 
 
 @pytest.mark.parametrize(
