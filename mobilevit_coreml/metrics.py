@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ MIN_PROBABILITY = 2.0**-24  # the smallest of fp16; what is less counts as that 
 
 @dataclasses.dataclass(frozen=True)
 class SignalFidelity:
-    """Real numbers: `snr` in dB of all pictures together and of the worst alone, cosine, largest difference."""
+    """Real numbers: `snr` in dB of all images together and of the worst alone, cosine, largest difference."""
 
     snr: float
     worst_snr: float
@@ -35,11 +35,11 @@ class SignalFidelity:
 
 @dataclasses.dataclass(frozen=True)
 class RankingFidelity:
-    """Probabilities of classes. Agreements are shares of the pictures: the same class first, the same set of five.
+    """Probabilities of classes. Agreements are shares of the images: the same class first, the same set of five.
 
     `margin` is the smallest distance between the reference's first two: a first class that changes at
     a tiny margin is no fault. `kl` is the divergence of the output from the reference, the mean of all
-    pictures, in nats.
+    images, in nats.
     """
 
     top1_agreement: float
@@ -51,7 +51,7 @@ class RankingFidelity:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Against labels: the share of pictures with the true class first, and among the first five."""
+    """Against labels: the share of images with the true class first, and among the first five."""
 
     top1: float
     top5: float
@@ -68,7 +68,7 @@ class MaskFidelity:
 
 @dataclasses.dataclass
 class SignalMeter:
-    """Real numbers of any shape, one picture after the other: sums of squares, of products, and extremes."""
+    """Real numbers of any shape, one image after the other: sums of squares, of products, and extremes."""
 
     reference: float = 0.0
     output: float = 0.0
@@ -78,7 +78,7 @@ class SignalMeter:
     largest: float = 0.0
 
     def add(self, reference: Tensor, output: Tensor) -> None:
-        """One picture's results, of any shape."""
+        """One image's results, of any shape."""
         reference, output = reference.double().flatten(), output.double().flatten()
         difference = reference - output
         signal, noise = float(reference @ reference), float(difference @ difference)
@@ -87,7 +87,7 @@ class SignalMeter:
         self.merge(SignalMeter(signal, power, product, noise, decibels(signal, noise), largest))
 
     def merge(self, other: "SignalMeter") -> None:
-        """Count what another meter has measured, too."""
+        """Add what another meter has measured."""
         self.reference += other.reference
         self.output += other.output
         self.product += other.product
@@ -104,7 +104,7 @@ class SignalMeter:
 
 @dataclasses.dataclass
 class RankingMeter:
-    """Probabilities (classes,), one picture after the other."""
+    """Probabilities (classes,), one image after the other."""
 
     images: int = 0
     same_first: int = 0
@@ -114,7 +114,7 @@ class RankingMeter:
     divergence: float = 0.0
 
     def add(self, reference: Tensor, output: Tensor) -> None:
-        """One picture's probabilities."""
+        """One image's probabilities."""
         top = min(TOP, len(reference))
         best, second = reference.topk(2).values.tolist()
         first, output_first = reference.topk(top).indices.tolist(), output.topk(top).indices.tolist()
@@ -124,7 +124,7 @@ class RankingMeter:
         self.merge(RankingMeter(1, *same, best - second, difference, _divergence(reference, output)))
 
     def merge(self, other: "RankingMeter") -> None:
-        """Count what another meter has measured, too."""
+        """Add what another meter has measured."""
         self.images += other.images
         self.same_first += other.same_first
         self.same_five += other.same_five
@@ -133,39 +133,39 @@ class RankingMeter:
         self.divergence += other.divergence
 
     def result(self) -> RankingFidelity:
-        """The figures so far, of one picture at least."""
+        """The figures so far, of one image at least."""
         first, five = self.same_first / self.images, self.same_five / self.images
         return RankingFidelity(first, five, self.margin, self.largest, self.divergence / self.images)
 
 
 @dataclasses.dataclass
 class AccuracyMeter:
-    """Probabilities against the true class, one picture after the other."""
+    """Probabilities against the true class, one image after the other."""
 
     images: int = 0
     first: int = 0
     five: int = 0
 
     def add(self, probabilities: Tensor, truth: int) -> None:
-        """One picture's probabilities (classes,) and the index of its class."""
+        """One image's probabilities (classes,) and the index of its class."""
         best = probabilities.topk(min(TOP, len(probabilities))).indices.tolist()
         finite = bool(probabilities.isfinite().all())
         self.merge(AccuracyMeter(1, finite and best[0] == truth, finite and truth in best))
 
     def merge(self, other: "AccuracyMeter") -> None:
-        """Count what another meter has measured, too."""
+        """Add what another meter has measured."""
         self.images += other.images
         self.first += other.first
         self.five += other.five
 
     def result(self) -> Accuracy:
-        """The figures so far, of one picture at least."""
+        """The figures so far, of one image at least."""
         return Accuracy(self.first / self.images, self.five / self.images)
 
 
 @dataclasses.dataclass
 class MaskMeter:
-    """Class maps, one picture after the other: the pixels of each class on both sides, on either, and in the first."""
+    """Class maps, one image after the other: the pixels of each class on both sides, on either, and in the first."""
 
     classes: int
     same: list[int] = dataclasses.field(default_factory=list)
@@ -177,7 +177,7 @@ class MaskMeter:
             counts += [0] * (self.classes - len(counts))
 
     def add(self, reference: Tensor, output: Tensor) -> None:
-        """One picture's maps, equally large, of class indices; where the reference's is of no class nothing counts."""
+        """One image's maps, equally large, of class indices; where the reference's is of no class nothing counts."""
         reference, output = reference.flatten().long(), output.flatten().long()
         counts = (reference >= 0) & (reference < self.classes)
         reference, output = reference[counts], output[counts]
@@ -188,7 +188,7 @@ class MaskMeter:
         self.merge(MaskMeter(self.classes, same.tolist(), either.tolist(), here.tolist()))
 
     def merge(self, other: "MaskMeter") -> None:
-        """Count what another meter has measured, too."""
+        """Add what another meter has measured."""
         for ours, theirs in (
             (self.same, other.same),
             (self.either, other.either),
@@ -336,17 +336,6 @@ class Meters:
         if other.masks is not None:
             self.masks = self.masks or MaskMeter(other.masks.classes)
             self.masks.merge(other.masks)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """From what `dataclasses.asdict` makes of one."""
-        ranking, masks = values["ranking"], values["masks"]
-        return cls(
-            values["images"],
-            {name: SignalMeter(**meter) for name, meter in values["signals"].items()},
-            None if ranking is None else RankingMeter(**ranking),
-            None if masks is None else MaskMeter(**masks),
-        )
 
     def fidelity(self, gates: Mapping[str, float]) -> Fidelity:
         """The figures so far."""
