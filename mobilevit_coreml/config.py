@@ -85,7 +85,7 @@ class MobileViTConfig:
 
     @property
     def num_labels(self) -> int:
-        """How many classes the heads tell apart."""
+        """Number of classes."""
         return len(self.id2label)
 
     @property

@@ -1,4 +1,4 @@
-"""What a conversion is asked for, checked before anything is loaded."""
+"""Options of a conversion, checked before anything is loaded."""
 
 import dataclasses
 import enum

@@ -1,4 +1,4 @@
-"""Progress of long calls, told to whoever called."""
+"""Progress of long calls, as a callback."""
 
 from typing import Protocol
 
@@ -13,4 +13,4 @@ class Progress(Protocol):
 
 
 def silent(stage: str, done: int = 0, total: int = 0) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""

@@ -63,16 +63,16 @@ def verify(
 
 
 def network_outputs(record: PackageRecord) -> list[str]:
-    """Operations to capture beside the outputs: what the network itself puts out before it is given a form."""
+    """Operations to capture beside the outputs: the network's own results, before they become the package's outputs."""
     if record.task == CLASSIFICATION:
         return [CLASSIFIER]
-    if record.task == SEGMENTATION and not _puts_out_logits(record.outputs):
+    if record.task == SEGMENTATION and not _outputs_logits(record.outputs):
         return [HEAD]
     return []
 
 
 def compare(record: PackageRecord, model: Model, result: Any, outputs: Mapping[str, Any]) -> Meters:
-    """One picture's result of the model against a package's outputs, with `network_outputs` where they could be had.
+    """Meters of one image: the model's result against a package's outputs, with `network_outputs` where there are any.
 
     A classifier's probabilities have to be in the order of its classes.
     """
@@ -100,30 +100,30 @@ def _compare_classes(meters: Meters, logits: Tensor, outputs: Mapping[str, Any])
 
 
 def _centred_logarithms(probabilities: Tensor) -> Tensor:
-    """Logits but for a constant, and for classes so improbable that fp16 hardly knows them."""
+    """Logits without their mean; of improbable classes the least logarithm that fp16 has four bits of."""
     logarithms = probabilities.double().clamp(min=MIN_SIGNIFICANT_PROBABILITY).log()
     return logarithms - logarithms.mean()
 
 
 def _compare_masks(
-    meters: Meters, model: Model, form: OutputOptions, logits: Tensor, outputs: Mapping[str, Any]
+    meters: Meters, model: Model, options: OutputOptions, logits: Tensor, outputs: Mapping[str, Any]
 ) -> None:
-    (name,) = output_names(SEGMENTATION, form)
-    if _puts_out_logits(form):
+    (name,) = output_names(SEGMENTATION, options)
+    if _outputs_logits(options):
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[name]))
     elif HEAD in outputs:
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[HEAD]))
-    expected, output = segmentation_output(logits, form, model.config), torch.from_numpy(np.array(outputs[name]))
-    if form.type not in (LABELS, MASK):
-        if not _puts_out_logits(form):
+    expected, output = segmentation_output(logits, options, model.config), torch.from_numpy(np.array(outputs[name]))
+    if options.type not in (LABELS, MASK):
+        if not _outputs_logits(options):
             _signal(meters, "output", expected, output)
         expected, output = expected.argmax(1), output.argmax(1)
     meters.masks = MaskMeter(model.config.num_labels)
     meters.masks.add(expected, output)
 
 
-def _puts_out_logits(form: OutputOptions) -> bool:
-    return (form.type, form.size) == (LOGITS, NETWORK)
+def _outputs_logits(options: OutputOptions) -> bool:
+    return (options.type, options.size) == (LOGITS, NETWORK)
 
 
 def _signal(meters: Meters, name: str, reference: Tensor, output: Tensor) -> None:

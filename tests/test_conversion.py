@@ -59,7 +59,7 @@ def test_a_segmenter_of_ones_own(fine_tuned: Conversion) -> None:
     assert (image.height, image.width) == (128, 128)
     (mask,) = spec.description.output
     assert (mask.name, list(mask.type.multiArrayType.shape)) == ("semanticPredictions", [128, 128])
-    assert mask.shortDescription == "Class index of each pixel of the picture: rows, columns"
+    assert mask.shortDescription == "Class index of each pixel of the image: rows, columns"
     metadata = spec.description.metadata.userDefined
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     parameters = json.loads(metadata["com.apple.coreml.model.preview.params"])

@@ -137,16 +137,16 @@ def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, s
         timeout=values.timeout,
         progress=progress,
     )
-    shown = images_of(validation, values.images)
+    images = images_of(validation, values.images)
     if values.json is not None:
         write_json(values.json, report_values(validation))
     if values.html is not None:
-        write_html(values.html, validation, shown)
+        write_html(values.html, validation, images)
     if values.golden is not None:
         record, original = validation.record, validation.original
         gates = {**default_gates(record), **asked}
         write_golden(
-            values.golden, values.package, record, original, shown, gates, validation.digest, force=values.force
+            values.golden, values.package, record, original, images, gates, validation.digest, force=values.force
         )
     return summary(validation), validation.verdict
 

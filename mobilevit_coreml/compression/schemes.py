@@ -1,4 +1,4 @@
-"""What can be asked of compression: one format for all weights that bear it, or a budget."""
+"""Compression schemes: one format for all weights that bear it, or a budget."""
 
 import dataclasses
 

@@ -33,7 +33,7 @@ def package_name(task: str, variant: str, precision: str, scheme: str = "") -> s
 
 
 def package_path(output: Path | None, name: str, untrained: bool) -> Path:
-    """Where the package goes: `output` itself, or `name` inside it, or here.
+    """The package's path: `output` itself, or `name` inside it, or in the current directory.
 
     Untrained weights show in the file's name whatever was asked for, so that nobody ships them by mistake.
     """
@@ -45,7 +45,7 @@ def package_path(output: Path | None, name: str, untrained: bool) -> Path:
 
 
 def failed_path(path: Path) -> Path:
-    """Where a package goes that did not pass its verification: beside its place, under a name that says so."""
+    """The path of a package that did not pass its verification: beside its place, with a name that says so."""
     return path.with_name(path.stem + FAILED_SUFFIX + SUFFIX)
 
 

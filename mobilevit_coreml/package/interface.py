@@ -1,4 +1,4 @@
-"""What an app sees of a package: the names, shapes and meanings of its input and outputs, by task."""
+"""The input and outputs of a package, as an app gets them: names, shapes and meanings, by task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ MAX_MASK_CLASSES = 256  # values of a grayscale pixel
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions:
-    """How a package hands over what it computes.
+    """Types and sizes of a package's outputs.
 
-    `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale picture
+    `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale image
     ("image"), logits or probabilities, for each pixel of the crop ("image") or each cell of the
-    network's own map ("network"). `hidden_states` is how many stages' maps a feature extractor puts out;
+    network's own map ("network"). `hidden_states` is the number of stages' maps among a feature extractor's outputs;
     without the final expansion the fifth's is the feature map itself.
     `dtype` is what real numbers come as, float32 or float16.
     """
@@ -44,27 +44,27 @@ class OutputOptions:
                 )
 
 
-def output_names(task: str, form: OutputOptions) -> tuple[str, ...]:
+def output_names(task: str, outputs: OutputOptions) -> tuple[str, ...]:
     """The outputs in the package's order."""
-    return tuple(output_descriptions(task, form))
+    return tuple(output_descriptions(task, outputs))
 
 
-def output_descriptions(task: str, form: OutputOptions) -> Mapping[str, str]:
-    """What each output is, for Xcode to show."""
+def output_descriptions(task: str, outputs: OutputOptions) -> Mapping[str, str]:
+    """Description of each output, for Xcode."""
     if task == CLASSIFICATION:
         return {
             CLASS_LABEL: "Most probable class",
             CLASS_PROBABILITIES: "Probability of each class, 0 to 1, summing to 1",
         }
     if task == SEGMENTATION:
-        where = "pixel of the picture" if form.size == WHOLE else "cell of the network's map"
+        where = "pixel of the image" if outputs.size == WHOLE else "cell of the network's map"
         return {
             LABELS: {SEMANTIC_PREDICTIONS: f"Class index of each {where}: rows, columns"},
             MASK: {SEMANTIC_PREDICTIONS: f"Class index of each {where}, as its gray value"},
             LOGITS: {LOGITS: f"Logit of each class for each {where}: 1, classes, rows, columns"},
             PROBABILITIES: {PROBABILITIES: f"Probability of each class for each {where}: 1, classes, rows, columns"},
-        }[form.type]
-    stages = range(1, form.hidden_states + 1)
+        }[outputs.type]
+    stages = range(1, outputs.hidden_states + 1)
     return {
         POOLED: "The feature map's mean, one value a channel: 1, channels",
         FEATURE_MAP: "The last map: 1, channels, rows, columns",

@@ -24,13 +24,13 @@ FUNCTION = "main"  # of a package with one size
 
 @dataclasses.dataclass(frozen=True)
 class PackageRecord:
-    """What stands under `mobilevit_coreml.*` in a package's user-defined metadata.
+    """The record of a conversion, under `mobilevit_coreml.*` in a package's user-defined metadata.
 
     `config` is the network's configuration without the labels, `expand` whether its backbone has the
     final expansion. `labels` and `colors` are a segmenter's; a classifier has its labels in the
     program, and `labels_renamed` maps the index of a class to the name it had before the names were
-    made unique. `compression` says how weights are stored: the scheme, how many pictures it was
-    calibrated with, the modules by format and, of those left alone, by reason, and for a budget the
+    made unique. `compression` says how weights are stored: the scheme, how many images it was
+    calibrated with, the modules by format and, of those kept in full precision, by reason, and for a budget the
     curve of all packages built, [bytes, dB, agreement]. `sizes` has (height, width) of the crop of each
     function in a package of several sizes; `preprocessing` and `config` are those of the first.
     """
@@ -60,7 +60,7 @@ class PackageRecord:
         self.by_function()  # raises where a size cannot be
 
     def by_function(self) -> dict[str, Preprocessing]:
-        """The pixel contract of each of the program's functions."""
+        """Preprocessing of each of the program's functions."""
         if not self.sizes:
             return {FUNCTION: self.preprocessing}
         return {name: self.preprocessing.with_crop(size) for name, size in self.sizes.items()}
@@ -125,7 +125,7 @@ def _input_text(pixels: Preprocessing) -> str:
     resize = f"Resize to {to} ({pixels.interpolation})"
     cut = f"cut {width}x{height} from the centre"
     inside = f"cropping to {pixels.crop[1]}x{pixels.crop[0]}, scaling" if pixels.include_crop else "scaling"
-    return f"The picture, {width}x{height} pixels. {resize} and {cut}; {inside} and channel order are done inside."
+    return f"The image, {width}x{height} pixels. {resize} and {cut}; {inside} and channel order are done inside."
 
 
 def describe(program: Any, record: PackageRecord) -> None:
