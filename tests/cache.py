@@ -49,7 +49,7 @@ def convert_once(
 ) -> Conversion:
     """`convert` with these options and a directory for output, once per run; not verified by default."""
     depth = (backbone.DEPTHS, backbone.BLOCKS)  # the fixture `shallow` changes them
-    key = repr((weights, variant, verify, images, sorted(options.items()), depth))
+    key = repr((weights, variant, verify, images, ConversionOptions(**options), depth))
     return once_per_run(
         factory,
         hashlib.sha256(key.encode()).hexdigest()[:16],

@@ -4,7 +4,6 @@ Networks are untrained, so their answers are noise, but PyTorch's noise. Where i
 has which class a package finds colors instead.
 """
 
-import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor, nn
 
 from mobilevit_coreml._coremltools import ct, quietly
-from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.conversion import Conversion
@@ -35,10 +33,10 @@ from mobilevit_coreml.inference import (
     segment,
 )
 from mobilevit_coreml.masks import VOID
-from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
+from tests.untrained import untrained_model
 
 CROP = 128, 160
 SMALL = 64, 64
@@ -56,13 +54,6 @@ def pixels_of(photo: Path, crop: tuple[int, int], resize: int) -> Tensor:
     """What PyTorch is given of a photograph."""
     preprocessing = Preprocessing(resize, crop, "BGR")
     return torch.from_numpy(preprocessing.pixels(preprocessing.prepare(read_image(photo))))
-
-
-def pytorch_model(task: str, size: tuple[int, int]) -> Model:
-    """The untrained xxs model of a task for pictures of a size."""
-    checkpoint = load_checkpoint("untrained", "xxs", task)
-    config = dataclasses.replace(checkpoint.config, image_size=size)
-    return dataclasses.replace(checkpoint, config=config).model()
 
 
 class Colors(nn.Module):
@@ -155,7 +146,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @torch.no_grad()
 def test_a_classifier_says_what_pytorch_says(classifier: Path, photos: list[Path]) -> None:
-    model = pytorch_model(CLASSIFICATION, SMALL)
+    model = untrained_model(CLASSIFICATION, SMALL)
     answers = list(classify(classifier, photos, "reference"))
     assert len(answers) == 2
     for photo, probabilities in zip(photos, answers, strict=True):
@@ -172,7 +163,7 @@ def test_a_classifier_says_what_pytorch_says(classifier: Path, photos: list[Path
 @torch.no_grad()
 def test_a_segmenter_says_what_pytorch_says(segmenter: Path, photos: list[Path]) -> None:
     """Logits enlarged to the crop as transformers does, their classes to the photograph as Pillow does."""
-    model = pytorch_model(SEGMENTATION, CROP)
+    model = untrained_model(SEGMENTATION, CROP)
     found = list(segment(segmenter, photos, "reference"))
     seen = set()
     for photo, answer in zip(photos, found, strict=True):
@@ -198,7 +189,7 @@ def test_a_segmenter_says_what_pytorch_says(segmenter: Path, photos: list[Path])
 
 @torch.no_grad()
 def test_features_are_pytorchs(extractor: Path, photos: list[Path]) -> None:
-    model = pytorch_model(FEATURES, SMALL)
+    model = untrained_model(FEATURES, SMALL)
     for photo, features in zip(photos, extract_features(extractor, photos, "reference"), strict=True):
         result = model(pixels_of(photo, SMALL, 72))
         expected = {"pooled": result.pooled, "featureMap": result.feature_map}

@@ -2,34 +2,38 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.metrics import Fidelity, MaskFidelity, RankingFidelity, SignalFidelity, computation_gates
-from mobilevit_coreml.model import ImageClassifier
-from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.verification import report, verify
 from tests.peers import snr
+from tests.untrained import untrained_model
+
+pytestmark = pytest.mark.usefixtures("shallow")
+
+
+@pytest.fixture
+def classifier(shallow: None, converted: Callable[..., Conversion]) -> Path:
+    return converted("untrained", "xxs", attention="packed", image_sizes=[(128, 128)]).path
 
 
 @torch.no_grad()
-def test_figures_of_a_classifier(untrained_package: Path, untrained_model: ImageClassifier) -> None:
-    record = read_record(untrained_package)
-    images = synthetic_images(256, 256, 3)
-    fidelity = verify(
-        untrained_package, untrained_model, record, record.preprocessing, images, None, computation_gates(record)
-    )
-    evaluator = ReferenceEvaluator(untrained_package)
-    pixels = torch.cat([torch.from_numpy(record.preprocessing.pixels(image)) for image in images])
-    logits = untrained_model(pixels).logits
+def test_figures_of_a_classifier(classifier: Path) -> None:
+    record, model = read_record(classifier), untrained_model("classification", (128, 128))
+    images = synthetic_images(128, 128, 3)
+    fidelity = verify(classifier, model, record, record.preprocessing, images, None, computation_gates(record))
+    evaluator = ReferenceEvaluator(classifier)
+    # one image at a time, as `verify` does: in a batch torch may add in another order
+    logits = torch.cat([model(torch.from_numpy(record.preprocessing.pixels(image))).logits for image in images])
     probabilities = logits.softmax(1)
     outputs = [evaluator.run({"image": image}, capture=["classifier"]) for image in images]
     got = torch.cat([torch.from_numpy(output["classifier"]) for output in outputs])
@@ -48,59 +52,39 @@ def test_figures_of_a_classifier(untrained_package: Path, untrained_model: Image
 
 
 @torch.no_grad()
-def test_another_model_fails(untrained_package: Path, untrained_model: ImageClassifier) -> None:
-    record = read_record(untrained_package)
+def test_another_model_fails(classifier: Path) -> None:
+    record, model = read_record(classifier), untrained_model("classification", (128, 128))
     swapped = dataclasses.replace(record.preprocessing, channel_order="RGB")
-    fidelity = verify(
-        untrained_package,
-        untrained_model,
-        record,
-        swapped,
-        synthetic_images(256, 256, 2),
-        None,
-        computation_gates(record),
-    )
+    images, gates = synthetic_images(128, 128, 2), computation_gates(record)
+    fidelity = verify(classifier, model, record, swapped, images, None, gates)
     assert fidelity.signals["logits"].snr < 25
     assert not fidelity.passed
 
 
 @pytest.mark.parametrize(
-    ("output_type", "output_size", "signals"),
+    ("output", "signals"),
     [
-        ("labels", "image", ["logits"]),
-        ("probabilities", "image", ["logits", "output"]),
-        ("logits", "network", ["logits"]),
-        ("image", "network", ["logits"]),
+        ("labels image", ["logits"]),
+        ("probabilities image", ["logits", "output"]),
+        ("logits network float16", ["logits"]),
+        ("image network", ["logits"]),
     ],
 )
 @torch.no_grad()
-def test_figures_of_a_segmenter(output_type: str, output_size: str, signals: list[str], tmp_path: Path) -> None:
-    package = convert(
-        "untrained",
-        "xxs",
-        ConversionOptions(
-            task="segmentation",
-            image_sizes=((96, 128),),
-            attention="packed",
-            output_type=output_type,
-            output_size=output_size,
-        ),
-        output=tmp_path,
-        verify=False,
-    ).path
-    record = read_record(package)
-    checkpoint = load_checkpoint("untrained", "xxs", "segmentation")
-    sized = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, image_size=(96, 128)))
-    model = sized.model()
+def test_figures_of_a_segmenter(output: str, signals: list[str], converted: Callable[..., Conversion]) -> None:
+    form = dict(zip(("output_type", "output_size", "output_dtype"), output.split(), strict=False))
+    options = {"task": "segmentation", "attention": "packed", "image_sizes": [(96, 128)], **form}
+    package = converted("untrained", "xxs", **options).path
+    record, model = read_record(package), untrained_model("segmentation", (96, 128))
     images = synthetic_images(96, 128, 2)
     fidelity = verify(package, model, record, record.preprocessing, images, None, computation_gates(record))
     logits = [model(torch.from_numpy(record.preprocessing.pixels(image))).logits for image in images]
-    size = (96, 128) if output_size == "image" else (6, 8)
+    size = (96, 128) if form["output_size"] == "image" else (6, 8)
     scores = [torch.nn.functional.interpolate(entry, size=size, mode="bilinear") for entry in logits]
     evaluator = ReferenceEvaluator(package)
     outputs = [next(iter(evaluator.run({"image": image}).values())) for image in images]
     masks = [torch.from_numpy(np.array(output)) for output in outputs]
-    if output_type in ("logits", "probabilities"):
+    if form["output_type"] in ("logits", "probabilities"):
         masks = [mask.argmax(1) for mask in masks]
     expected = torch.cat([entry.argmax(1).flatten() for entry in scores])
     got = torch.cat([mask.flatten() for mask in masks]).long()

@@ -29,10 +29,10 @@ from tests.test_inference import (
     brightest,
     colorful,
     pixels_of,
-    pytorch_model,
     save_colors_package,
     save_photographs,
 )
+from tests.untrained import untrained_model
 
 NOTE = "note: the package has untrained weights; its predictions are noise\n"
 SIZES = [(64, 64), (64, 96)]
@@ -93,7 +93,7 @@ def output(tmp_path: Path) -> Path:
 @torch.no_grad()
 def expected_classes(photo: Path) -> dict[str, float]:
     """PyTorch's five most probable classes."""
-    model = pytorch_model(CLASSIFICATION, SIZES[0])
+    model = untrained_model(CLASSIFICATION, SIZES[0])
     top = model(pixels_of(photo, SIZES[0], 72)).logits.softmax(1)[0].topk(5)
     return {model.config.id2label[i]: p for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)}
 
@@ -101,7 +101,7 @@ def expected_classes(photo: Path) -> dict[str, float]:
 @torch.no_grad()
 def expected_features(photo: Path, size: tuple[int, int]) -> tuple[Any, Any]:
     """PyTorch's pooled features and map."""
-    result = pytorch_model(FEATURES, size)(pixels_of(photo, size, 72))
+    result = untrained_model(FEATURES, size)(pixels_of(photo, size, 72))
     return result.pooled.numpy(), result.feature_map.numpy()
 
 
