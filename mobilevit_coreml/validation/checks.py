@@ -1,4 +1,4 @@
-"""What a package declares to Core ML, to Xcode and in its record, against what its checkpoint asks for."""
+"""Checks of what a package declares to Core ML, to Xcode and in its record, against its checkpoint."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from mobilevit_coreml.validation.original import Original
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that is either right or not; `detail` says what is there, and what was expected if that is another."""
+    """A check by name; `detail` is the value that is there and, if it failed, the expected one."""
 
     name: str
     passed: bool
@@ -23,15 +23,19 @@ class Check:
 
 
 def declared(package: Package, record: PackageRecord, original: Original, function: str) -> Iterator[Check]:
-    """Record, input, outputs, class names and Xcode's preview of one function of a package."""
+    """Check the record, input, outputs, class names and Xcode's preview of one function of a package."""
     made = dataclasses.replace(  # with what another conversion of the same weights may have otherwise
         original.record, version=record.version, weights=record.weights, compression=record.compression
     )
     yield _check("record", _record(package.metadata), _record(made.to_metadata()))
     contract = original.contracts[function]
-    yield _check("input", {name: _input(feature) for name, feature in package.inputs.items()}, _inputs(contract))
-    outputs = {name: _output(feature) for name, feature in package.outputs.items()}
-    yield _check("outputs", {**outputs, "predicted class": package.predicted}, _outputs(original.record))
+    yield _check(
+        "input",
+        {name: _declared_input(feature) for name, feature in package.inputs.items()},
+        _expected_inputs(contract),
+    )
+    outputs = {name: _declared_output(feature) for name, feature in package.outputs.items()}
+    yield _check("outputs", {**outputs, "predicted class": package.predicted}, _expected_outputs(original.record))
     if record.task == CLASSIFICATION:
         names = class_names(package.function)
         yield _check("labels", dict(enumerate(names)), dict(enumerate(original.classes)))
@@ -49,7 +53,7 @@ def class_names(function: Function) -> list[str]:
 
 
 def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The texts of a record, structures taken apart, so that what differs has a name."""
+    """The texts of a record, structures flattened, so that each difference has a name."""
     flat: dict[str, Any] = {}
     for name, text in metadata.items():
         if name.startswith(METADATA_PREFIX):
@@ -60,20 +64,20 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     return flat
 
 
-def _input(feature: Feature) -> str:
+def _declared_input(feature: Feature) -> str:
     return f"{feature.color_layout} {feature.kind} of {'x'.join(map(str, feature.shape))}"
 
 
-def _inputs(contract: Preprocessing) -> dict[str, str]:
+def _expected_inputs(contract: Preprocessing) -> dict[str, str]:
     height, width = contract.input_size
     return {IMAGE: f"{contract.channel_order} image of {height}x{width}"}
 
 
-def _output(feature: Feature) -> str:
+def _declared_output(feature: Feature) -> str:
     return f"{feature.color_layout or feature.dtype} {feature.kind}"
 
 
-def _outputs(record: PackageRecord) -> dict[str, str]:
+def _expected_outputs(record: PackageRecord) -> dict[str, str]:
     if record.task == CLASSIFICATION:
         return {CLASS_LABEL: "str label", CLASS_PROBABILITIES: "str probabilities", "predicted class": CLASS_LABEL}
     kinds = {MASK: "GRAYSCALE image", LABELS: "int32 array"} if record.task == SEGMENTATION else {}

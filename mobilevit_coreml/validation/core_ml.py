@@ -1,4 +1,4 @@
-"""A package in Core ML itself: the only part that needs a Mac. In a process of its own, which loading may abort."""
+"""A package in Core ML itself: the only part that needs a Mac, in a worker process, since loading may abort."""
 
 import statistics
 import time
@@ -11,24 +11,24 @@ from PIL import Image
 from mobilevit_coreml.package.interface import IMAGE
 from mobilevit_coreml.package.metadata import FUNCTION
 
-UNITS = {  # Core ML's names of what may run a model, and coremltools'
+UNITS = {  # Core ML's names of compute units, and coremltools'
     "cpuOnly": "CPU_ONLY",
     "cpuAndGPU": "CPU_AND_GPU",
     "cpuAndNeuralEngine": "CPU_AND_NE",
     "all": "ALL",
 }
 NEURAL_ENGINE, GPU, CPU = "neuralEngine", "gpu", "cpu"
-WITH_NEURAL_ENGINE = ("cpuAndNeuralEngine", "all")  # units on which something can run there
-WARM_UP, TIMED = 10, 100  # predictions of one picture
+WITH_NEURAL_ENGINE = ("cpuAndNeuralEngine", "all")  # units that include it
+WARM_UP, TIMED = 10, 100  # predictions of one image
 NOT_LOADED = "You will not be able to run predict"  # how coremltools' warning starts
 
 
 def open_core_ml(package: str, units: str, function: str | None) -> Mapping[str, Callable[[Any], Any]]:
-    """What can be asked of a package that Core ML has compiled and loaded.
+    """Requests to a package that Core ML has compiled and loaded.
 
-    `function` is one of a package of several sizes, None of others. `run` gives the outputs for a
-    picture, `latency` times predictions of one, `plan` says which device each operation is meant for.
-    Raises what coremltools makes of a package that does not load.
+    `function` is one of a package of several sizes, None of others. `run` returns the outputs for an image,
+    `latency` times predictions of one, `plan` lists the device planned for each operation.
+    Raises coremltools' exceptions for a package that does not load.
     """
     from mobilevit_coreml._coremltools import ct
 
@@ -46,10 +46,10 @@ def open_core_ml(package: str, units: str, function: str | None) -> Mapping[str,
 
 
 def latency(model: Any, image: Image.Image, seconds: float) -> dict[str, float]:
-    """How long compiling and loading took, `seconds` together, and TIMED predictions of a picture after WARM_UP.
+    """Times of compiling and loading, `seconds` together, and of TIMED predictions of an image after WARM_UP.
 
-    Loading and predicting are Core ML's own times: a prediction's median and 95th percentile are without what
-    Python adds by converting pictures and outputs; `with_python_ms` is the median with it.
+    Loading and predicting are Core ML's own times: a prediction's median and 95th percentile exclude Python's
+    conversion of images and outputs; `with_python_ms` is the median with it.
     """
     times, with_python = [], []
     for _ in range(WARM_UP + TIMED):

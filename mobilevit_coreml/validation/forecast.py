@@ -1,4 +1,4 @@
-"""What of a saved program may leave the Neural Engine, or may be slow on it: a forecast, nothing is run.
+"""Forecast of the operations that may leave the Neural Engine, or be slow on it: nothing is run.
 
 Core ML decides on the device, operation by operation, and by more than is documented; that an operation is
 listed here does not show that it leaves, nor that it stays if it is not. The rules are Apple's own, in RULES
@@ -51,7 +51,7 @@ RULES: Mapping[str, str] = {
     "large tensors; the channel axis is recommended (coreai-models).",
     "last axis": "The innermost axis is documented to be padded to 64 bytes, 32 values of float16, where a tensor is "
     "in memory; smaller axes, and 1 above all, may cost a multiple of it (article, coreai-models).",
-    "boundary": "What prepares the picture and casts in or out beside float16 may run on the CPU by the same "
+    "boundary": "Operations that prepare the image and casts in or out beside float16 may run on the CPU by the same "
     "documents; every package has some of it, at the ends of a program, where no way back is lost.",
 }
 
@@ -89,7 +89,7 @@ class Finding:
 
 
 def forecast(package: Path, modules: Collection[str], function_name: str | None = None) -> tuple[Finding, ...]:
-    """What in one function of a package may leave the Neural Engine or be slow there, by rule, then in program order.
+    """Operations of one function that may leave the Neural Engine or be slow there, by rule, then in program order.
 
     `modules` are the paths of the PyTorch model's modules, as `dict(model.named_modules())` has them. An operation
     that may not be on the Neural Engine at all (dtype, rank, dynamic shape, boundary) is not listed for what it would
@@ -102,10 +102,10 @@ def forecast(package: Path, modules: Collection[str], function_name: str | None 
     caused = {rule for rule, _ in inputs}  # an input's shape goes through the whole program: said once
     found = [Finding(rule, "", "input", "", detail) for rule, detail in inputs]
     for operation in function.operations:
-        hindrances = [(rule, detail) for rule, detail in _hindrances(operation, program) if detail]
-        hindrances = [entry for entry in hindrances if entry[0] != "dynamic shape" or entry[0] not in caused]
+        blockers = [(rule, detail) for rule, detail in _ane_blockers(operation, program) if detail]
+        blockers = [entry for entry in blockers if entry[0] != "dynamic shape" or entry[0] not in caused]
         module = module_of(operation.name, modules)
-        for rule, detail in hindrances or _costs(operation, program):
+        for rule, detail in blockers or _costs(operation, program):
             if detail:
                 found.append(Finding(rule, operation.name, operation.type, module, detail))
     order = list(RULES)
@@ -135,14 +135,14 @@ class _Program:
         return tuple(int(number) for value in values for number in value.reshape(-1).tolist())
 
     def shape(self, operation: Operation, parameter: str) -> Shape:
-        """Of a parameter that is a tensor; () where it is not known."""
+        """Shape of a parameter that is a tensor; () where it is not known."""
         value = operation.inputs.get(parameter)
         if isinstance(value, Tensor):
             return tuple(value.shape)
         return self.shapes.get(value.name, ()) if isinstance(value, Ref) else ()
 
     def is_palettized(self, operation: Operation, parameter: str) -> bool:
-        """Whether a parameter is a constant that a look-up table decodes."""
+        """True for a parameter that is a constant decoded by a lookup table."""
         value = operation.inputs.get(parameter)
         decoders = self.function.encodings.get(value.name, ()) if isinstance(value, Ref) else ()
         return any("lut" in decoder for decoder in decoders)
@@ -158,8 +158,8 @@ def _of_inputs(features: Mapping[str, Feature], function: Function) -> Iterator[
             yield "rank", f"input {name}: {detail}"
 
 
-def _hindrances(operation: Operation, program: _Program) -> Iterator[tuple[str, str]]:
-    """What is documented to keep an operation off the Neural Engine: rule and detail, "" where it is kept."""
+def _ane_blockers(operation: Operation, program: _Program) -> Iterator[tuple[str, str]]:
+    """Rules documented to keep an operation off the Neural Engine, with details, "" where a rule is kept."""
     kind = "boundary" if operation.name in program.boundary else "dtype"
     yield kind, dtype(operation.output_dtypes, operation.output_shapes)
     yield "rank", rank(operation.output_shapes)
@@ -167,7 +167,7 @@ def _hindrances(operation: Operation, program: _Program) -> Iterator[tuple[str, 
 
 
 def _costs(operation: Operation, program: _Program) -> Iterator[tuple[str, str]]:
-    """What is documented to go wrong or to be slow on the Neural Engine: rule and detail, "" where it is kept."""
+    """Rules documented to cost time or memory on the Neural Engine, with details, "" where a rule is kept."""
     shape = operation.output_shapes[0] if operation.output_shapes else ()
     match operation.type:
         case "linear":
@@ -195,29 +195,29 @@ def _costs(operation: Operation, program: _Program) -> Iterator[tuple[str, str]]
     yield "last axis", last_axis(operation.output_dtypes, operation.output_shapes)
 
 
-# The rules: what is there, or "" where a rule is kept.
+# The rules: each returns the detail of a breach, "" where it is kept.
 
 
 def dtype(dtypes: Collection[str], shapes: Collection[Shape]) -> str:
-    """Of an operation's results in MIL's words; texts and dictionaries are no arithmetic."""
+    """Types of an operation's results, in MIL's words; texts and dictionaries are no arithmetic."""
     tensors = [(kind, shape) for kind, shape in zip(dtypes, shapes, strict=True) if kind not in ("", "string")]
     other = [f"{_NAMES.get(kind, kind)} output {_by(shape)}" for kind, shape in tensors if kind not in NATIVE_DTYPES]
     return ", ".join(dict.fromkeys(other))
 
 
 def rank(shapes: Collection[Shape]) -> str:
-    """Of an operation's results."""
+    """Dimensions of an operation's results."""
     worst: Shape = max(shapes, key=len, default=())
     return f"{len(worst)} dimensions, {_by(worst)}" if len(worst) > MAX_RANK else ""
 
 
 def dynamic(shapes: Collection[Shape]) -> str:
-    """Of an operation's results; -1 is a dimension that is not fixed."""
+    """Shapes of an operation's results; -1 is a dimension that is not fixed."""
     return next((f"output {_by(shape)}" for shape in shapes if -1 in shape), "")
 
 
 def flexible(feature: Feature) -> str:
-    """Of an input."""
+    """Shapes of an input."""
     if any(least != greatest for least, greatest in feature.shape_range):
         ranges = (f"{least}..{greatest if greatest >= 0 else ''}" for least, greatest in feature.shape_range)
         return f"sizes in a range, {' by '.join(ranges)}; {_by(feature.shape)} by default"
@@ -227,23 +227,23 @@ def flexible(feature: Feature) -> str:
 
 
 def infinity(constants: Collection[Tensor]) -> str:
-    """Of the constants an operation reads."""
+    """Constants an operation reads."""
     count = sum(int(torch.isneginf(value).sum()) for value in constants if value.is_floating_point())
     return f"-inf, {count} times among its constants" if count else ""
 
 
 def linear(weight: Shape) -> str:
-    """Of a matrix that is multiplied with."""
+    """Shape of a matrix that is multiplied with."""
     return f"a matrix of {_by(weight)}, no convolution"
 
 
 def heads(shape: Shape) -> str:
-    """Of the product of two computed tensors: B heads S S, or B heads S C."""
+    """Shape of the product of two computed tensors: B heads S S, or B heads S C."""
     return f"{shape[1]} heads at once, {_by(shape)}" if len(shape) > 3 and shape[1] > 1 else ""
 
 
 def convolution_stride(strides: Shape, palettized: bool) -> str:
-    """Of a convolution."""
+    """Strides of a convolution."""
     if any(not _twos_and_threes(stride) for stride in strides):
         return f"stride {_by(strides)}, not of 2s and 3s"
     if palettized and max(strides, default=1) > MAX_PALETTIZED_STRIDE:
@@ -254,17 +254,17 @@ def convolution_stride(strides: Shape, palettized: bool) -> str:
 
 
 def pooling_stride(strides: Shape) -> str:
-    """Of a pooling."""
+    """Strides of a pooling."""
     return "" if all(stride in POOLING_STRIDES for stride in strides) else f"pooling stride {_by(strides)}"
 
 
 def dilation(dilations: Shape) -> str:
-    """Of a convolution."""
+    """Dilations of a convolution."""
     return f"dilation {_by(dilations)}" if max(dilations, default=1) > MAX_DILATION else ""
 
 
 def transpose(order: Shape) -> str:
-    """Of a transpose's axes."""
+    """Axes of a transpose."""
     if not order or order == tuple(range(len(order))):
         return ""
     stays = order[-1] in (-1, len(order) - 1)
@@ -272,7 +272,7 @@ def transpose(order: Shape) -> str:
 
 
 def reshape(before: Shape, after: Shape) -> str:
-    """Of any operation that gives another shape to the same values, other than by axes of 1 further out."""
+    """Shapes of an operation that reshapes, other than by axes of 1 further out."""
     if not before or not after:
         return ""
     stays = before[-1] == after[-1]
@@ -282,13 +282,13 @@ def reshape(before: Shape, after: Shape) -> str:
 
 
 def softmax_axis(shape: Shape, axis: int) -> str:
-    """Of a softmax's result: rows and columns are the last two of B C H W, the last of B C S; classes have neither."""
+    """Axis of a softmax: rows and columns are the last two of B C H W, the last of B C S; classes have neither."""
     position = axis % max(len(shape), 1)
     return f"axis {position} of {_by(shape)}" if position >= max(len(shape) - 2, 2) else ""
 
 
 def last_axis(dtypes: Collection[str], shapes: Collection[Shape]) -> str:
-    """Of an operation's results, where their padding adds up to MIN_PADDING bytes."""
+    """Padding of an operation's results, if it adds up to MIN_PADDING bytes."""
     stored = padded = 0
     narrowest = (0, 0)  # values of the innermost axis as they are, and padded
     for kind, shape in zip(dtypes, shapes, strict=True):

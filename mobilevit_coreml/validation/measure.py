@@ -23,8 +23,8 @@ from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
 from mobilevit_coreml.validation.worker import BackendError
 from mobilevit_coreml.verification import compare
 
-WORST = 6  # images that reports show
-POINTS = 2000  # pairs of probabilities that are plotted: those of the first images
+MAX_WORST_IMAGES = 6  # that reports show
+MAX_POINTS = 2000  # pairs of probabilities to plot: those of the first images
 ORIGINAL, PACKAGE = "original", "package"  # the two sides, where both are compared with the truth
 
 TruthMeter = AccuracyMeter | MaskMeter
@@ -69,8 +69,8 @@ class Measured:
         for side, meter in result.truths.items():
             empty = MaskMeter(meter.classes) if isinstance(meter, MaskMeter) else AccuracyMeter()
             self.truths.setdefault(side, empty).merge(meter)  # type: ignore[arg-type]  # of one kind in a run
-        self.worst = sorted([*self.worst, result], key=lambda one: one.snr)[:WORST]
-        self.points = (self.points + [(ours, theirs) for _, ours, theirs in result.first])[:POINTS]
+        self.worst = sorted([*self.worst, result], key=lambda one: one.snr)[:MAX_WORST_IMAGES]
+        self.points = (self.points + [(ours, theirs) for _, ours, theirs in result.first])[:MAX_POINTS]
 
 
 @torch.inference_mode()

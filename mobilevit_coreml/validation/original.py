@@ -22,7 +22,7 @@ BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # weights that a name alone does not
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """What a package was made of.
+    """The PyTorch models a package was made of.
 
     `models` are in eval mode, in fp32, one for each function. `record` is what a conversion of these
     weights would record today, `classes` the class names it would give, made unique.
@@ -35,7 +35,7 @@ class Original:
 
     @property
     def contracts(self) -> Mapping[str, Preprocessing]:
-        """The pixel contract of each function."""
+        """The preprocessing of each function."""
         return self.record.by_function()
 
 
@@ -98,7 +98,7 @@ def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
 
 
 def recorded_name(source: WeightsSource) -> str:
-    """What `load_checkpoint` finds the same weights by."""
+    """The name by which `load_checkpoint` finds the same weights."""
     if source.untrained:
         return UNTRAINED
     return source.name if source.revision is None else f"{source.name.partition('@')[0]}@{source.revision}"

@@ -1,4 +1,4 @@
-"""What the program of a package stores and computes, operation by operation, beside the model it was made of."""
+"""Check the weights and operations of a package's program, one by one, against the model it was made of."""
 
 import dataclasses
 import itertools
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mobilevit_coreml.errors import MobileViTError
+from mobilevit_coreml.metrics import least, nan_lowest
 from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.package.interface import IMAGE
@@ -24,14 +25,14 @@ from mobilevit_coreml.validation.forecast import Finding, forecast
 from mobilevit_coreml.validation.steps import Step, compare_steps
 from mobilevit_coreml.validation.weights import PLAIN, StoredTensor, stored_tensors, with_stored
 
-MAX_PROGRAM_IMAGES = 4  # pictures at most for what every operation does
-# dB of each operation on the inputs it had. One rounding to fp16 leaves about 73, the first convolution's picture 66.
-OWN_GATES = {"fp16": 55.0, "fp32": 100.0}
+MAX_PROGRAM_IMAGES = 4  # to compare every operation on
+# dB of each operation on the inputs it had. One rounding to fp16 leaves about 73, the first convolution's 66.
+MIN_OWN_SNR_DB = {"fp16": 55.0, "fp32": 100.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """The first operation of a program that is not what it should be, and what is wrong with it."""
+    """The first operation of a program that differs from the model; `detail` is the difference."""
 
     operation: str
     type: str
@@ -41,10 +42,10 @@ class Mismatch:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramReport:
-    """One function of a package, looked into.
+    """The program of one function of a package.
 
-    `steps` and `ranges` have the worst of all pictures for each operation. `compared` is how many
-    operations have a step in PyTorch, of how many.
+    `operations` is their number, `steps` are those that have a counterpart in PyTorch; `steps` and `ranges` have
+    the worst of all images for each operation.
     """
 
     function: str
@@ -59,17 +60,17 @@ class ProgramReport:
 
     @property
     def checks(self) -> tuple[Check, Check]:
-        """Whether the stored weights are the checkpoint's, and whether each operation does what it should."""
+        """The check of the stored weights, and that of the operations."""
         wrong = [one for one in self.tensors if not one.passed]
         weights = f"{len(self.tensors)} tensors as the checkpoint has them, in their formats"
         if wrong:
-            weights = f"{len(wrong)} of {len(self.tensors)} tensors are others, the first {_tensor(wrong[0])}"
+            weights = f"{len(wrong)} of {len(self.tensors)} tensors are others, the first {_tensor_text(wrong[0])}"
         return Check("weights", not wrong and bool(self.tensors), weights), self._operations()
 
     def _operations(self) -> Check:
         if self.failure is not None or not self.steps:
             return Check("operations", False, self.failure or "no operation has a step in PyTorch to compare it with")
-        weakest = min(self.steps, key=lambda step: -math.inf if math.isnan(step.own) else step.own)
+        weakest = min(self.steps, key=lambda step: nan_lowest(step.own))
         detail = (
             f"{len(self.steps)} of {self.operations} compared on their own inputs, "
             f"the weakest {weakest.operation} with {weakest.own:.1f} dB (gate {self.gate:g} dB)"
@@ -85,11 +86,11 @@ def check_program(
     function: str,
     images: Iterable[Image.Image],
 ) -> ProgramReport:
-    """What a function stores and computes on a few pictures of its input's size; `model` is the original."""
+    """Compare a function with `model`, the original, on a few images of its input's size."""
     folded = fold_for_inference(model)
     evaluator = ReferenceEvaluator(package, record.precision, function)
     tensors = tuple(stored_tensors(evaluator.function, folded, record))
-    own = with_stored(folded, tensors)  # what is wrong with a weight is no fault of the operation
+    own = with_stored(folded, tensors)  # a wrong weight is not the operation's fault
     steps: list[Step] = []
     largest: list[OperationRange] = []
     failure = None
@@ -97,10 +98,10 @@ def check_program(
         for image in itertools.islice(images, MAX_PROGRAM_IMAGES):
             seen, ranged = _observe(evaluator, own, record, contract, image)
             steps = _worst_steps(steps, seen)
-            largest = _largest(largest, ranged)
+            largest = _largest_ranges(largest, ranged)
     except (MobileViTError, RuntimeError) as error:
         failure = " ".join(str(error).split())[:200]
-    gate = OWN_GATES[record.precision]
+    gate = MIN_OWN_SNR_DB[record.precision]
     findings = forecast(package, dict(model.named_modules()), function)
     names = [operation.name for operation in evaluator.function.operations]
     mismatch = _first_mismatch(evaluator.function, tensors, steps, gate)
@@ -112,24 +113,24 @@ def _observe(
 ) -> tuple[list[Step], tuple[OperationRange, ...]]:
     values = evaluator.values(to_program(evaluator.inputs, {IMAGE: image}), capture=True)
     whole = dataclasses.replace(contract, include_crop=False, crop=contract.input_size, scale=1.0)
-    picture = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
+    pixels = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
     deployed = ExportModel(model, record.task, record.outputs, contract.input_size).eval()
-    steps = compare_steps(evaluator.function, values, model, lambda: deployed(picture * contract.scale))
+    steps = compare_steps(evaluator.function, values, model, lambda: deployed(pixels * contract.scale))
     types = {operation.name: operation.type for operation in evaluator.function.operations}
     return steps, ranges(types, values)
 
 
 def _worst_steps(steps: Sequence[Step], others: Sequence[Step]) -> list[Step]:
-    """Of each operation the worse of two pictures' figures."""
+    """The worse figures of each operation on two images."""
     if not steps:
         return list(others)
     return [
-        dataclasses.replace(one, own=_least(one.own, other.own), accumulated=_least(one.accumulated, other.accumulated))
+        dataclasses.replace(one, own=least(one.own, other.own), accumulated=least(one.accumulated, other.accumulated))
         for one, other in zip(steps, others, strict=True)
     ]
 
 
-def _largest(ranged: Sequence[OperationRange], others: Sequence[OperationRange]) -> list[OperationRange]:
+def _largest_ranges(ranged: Sequence[OperationRange], others: Sequence[OperationRange]) -> list[OperationRange]:
     if not ranged:
         return list(others)
     return [
@@ -138,15 +139,11 @@ def _largest(ranged: Sequence[OperationRange], others: Sequence[OperationRange])
     ]
 
 
-def _least(a: float, b: float) -> float:
-    return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
-
-
 def _first_mismatch(
     function: Function, tensors: Iterable[StoredTensor], steps: Sequence[Step], gate: float
 ) -> Mismatch | None:
     """The operation earliest in the program that stores other weights, or computes something else."""
-    wrong = [Mismatch(one.operation, one.type, one.module, _tensor(one)) for one in tensors if not one.passed]
+    wrong = [Mismatch(one.operation, one.type, one.module, _tensor_text(one)) for one in tensors if not one.passed]
     compared = {step.operation for step in steps}
     for step in steps:
         if not step.own >= gate:
@@ -170,10 +167,10 @@ def _added(name: str, function: Function, compared: Collection[str]) -> Operatio
     return None
 
 
-def _tensor(one: StoredTensor) -> str:
+def _tensor_text(one: StoredTensor) -> str:
     if one.stored is None:
         lacks = f"no {one.parameter} of the checkpoint's shape" if one.type else "the program has no such operation"
         return f"{one.operation}: {lacks}"
     if one.format in PLAIN:
-        return f"{one.operation}: {one.parameter} is {one.units:.3g} units in the last place off, {one.snr:.1f} dB"
+        return f"{one.operation}: {one.parameter} is off by {one.units:.3g} ULP, {one.snr:.1f} dB"
     return f"{one.operation}: {one.parameter} in {one.format} keeps {one.snr:.1f} dB"

@@ -58,7 +58,7 @@ class PlannedOperation:
 class Run:
     """One function of a package on one backend.
 
-    `reason` says why nothing, or not all, was measured. `accuracy` has both sides' top-1 accuracy or mean
+    `reason` is why nothing, or not all, was measured. `accuracy` has both sides' top-1 accuracy or mean
     IoU against labels, where there are some. `latency` and `plan` are Core ML's, of a Mac.
     """
 

@@ -15,7 +15,7 @@ from mobilevit_coreml.operation_names import module_of
 from mobilevit_coreml.reference.comparison import decibels, snr
 from mobilevit_coreml.reference.reader import Function, Operation, Ref
 
-# What MIL calls a function of torch, where it is another name
+# MIL's names of functions of torch, where they differ
 MIL_TYPES = {
     "conv2d": "conv",
     "channel_layer_norm": "layer_norm",
@@ -34,7 +34,7 @@ Call = tuple[str, str, int]  # a module's path, the MIL type of what it calls it
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An operation of a program against the same step in PyTorch, SNR in dB; of class indices by the share that differ.
+    """SNR in dB of an operation against the same step in PyTorch; of class indices by the share that differ.
 
     `own` is its error when the step in PyTorch gets the inputs the operation had, `accumulated` when it
     gets PyTorch's: what all operations up to it have added up to.
@@ -55,7 +55,7 @@ def compare_steps(
 
     `values` are those of all operations of the program, by name, which come from modules of `model`.
     `run` computes in PyTorch what the program was traced from. It is run twice: as it is, and with the
-    result of each step replaced by the operation's, so that what is wrong shows where it happens.
+    result of each step replaced by the operation's, so that an error shows where it happens.
     """
     results: dict[Call, Any] = {}
     end = _followed(model, run, results.setdefault)
@@ -147,7 +147,7 @@ def _paired(calls: list[Call], operations: list[Operation]) -> dict[Call, Operat
 
 
 def _number(operation: Operation) -> int:
-    """The number behind an operation's name, which tells those of one module apart; 1 where there is none."""
+    """The number at the end of an operation's name, by which a module's differ; 1 where there is none."""
     name = operation.name.removesuffix("_0") if len(operation.outputs) > 1 else operation.name
     match = re.search(r"_(\d+)$", name)
     return int(match[1]) if match else 1
@@ -171,7 +171,7 @@ def _error(values: Mapping[str, Any], operation: Operation, result: Any) -> floa
 
 
 def _snr(value: Tensor, result: Tensor) -> float:
-    """Of real numbers; of class indices the share that differ counts as the noise."""
+    """SNR of real numbers; of class indices the share that differ counts as the noise."""
     if value.numel() != result.numel():
         return math.nan
     value = value.reshape(result.shape)

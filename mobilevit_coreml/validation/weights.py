@@ -17,14 +17,14 @@ from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference.comparison import snr
 from mobilevit_coreml.reference.reader import Function, Operation, Ref
 
-PLAIN = ("fp16", "fp32")  # formats of what is not encoded
-MAX_UNITS = 1.0  # in the last place: another machine may round the folding of batch norm otherwise
+PLAIN = ("fp16", "fp32")  # formats of tensors that are not encoded
+MAX_ULP = 1.0  # another machine may round the folding of batch norm otherwise
 # dB that an encoded weight may be under the best choice among the values it is stored as. Without calibration that
 # choice is made; with it errors make up for each other, which cost 7.1 dB at most in the networks that were tried.
-MARGIN, CALIBRATED_MARGIN = 1.0, 10.0
-LEAST_PER_BIT = 2.5  # dB for each bit but the first that the stored values have to allow; a table of zeros allows 0
+MARGIN_DB, CALIBRATED_MARGIN_DB = 1.0, 10.0
+MIN_DB_PER_BIT = 2.5  # for each bit but the first that the stored values have to allow; a table of zeros allows 0
 
-_PARAMETERS = {"weight": "weight", "bias": "bias"}  # what a module calls a tensor, and what its operation does
+_PARAMETERS = {"weight": "weight", "bias": "bias"}  # the module's name of a tensor, and its operation's
 _NORM_PARAMETERS = {"weight": "gamma", "bias": "beta", "eps": "epsilon"}
 
 
@@ -32,9 +32,9 @@ _NORM_PARAMETERS = {"weight": "gamma", "bias": "beta", "eps": "epsilon"}
 class StoredTensor:
     """A weight, bias, scale or epsilon of an operation beside the one of the module it comes from.
 
-    `format` is what the package's record says of it, fp16 or fp32 of what is not encoded. `snr` is in dB,
-    `units` the largest difference in units in the last place of that precision. `stored` is None, and
-    the figures no numbers, where the program has no such constant, or one of another shape.
+    `format` is the one in the package's record, fp16 or fp32 of tensors that are not encoded. `snr` is in dB,
+    `units` the largest difference in ULP of that precision. `stored` is None, and the figures NaN, where the
+    program has no such constant, or one of another shape.
     """
 
     operation: str
@@ -49,10 +49,10 @@ class StoredTensor:
 
 
 def stored_tensors(function: Function, model: Model, record: PackageRecord) -> Iterator[StoredTensor]:
-    """What the operations of a program store, in its order; `model` is folded for inference."""
+    """The tensors that the operations of a program store, in its order; `model` is folded for inference."""
     operations = {operation.name: index for index, operation in enumerate(function.operations)}
     formats = {path: name for name, paths in record.compression.get("layers", {}).items() for path in paths}
-    margin = CALIBRATED_MARGIN if record.compression.get("pictures") else MARGIN
+    margin = CALIBRATED_MARGIN_DB if record.compression.get("pictures") else MARGIN_DB
     modules = [
         (operations.get(operation_name(path), -1), path, module)
         for path, module in model.named_modules()
@@ -82,18 +82,18 @@ def _constant(operation: Operation, parameter: str, function: Function, shape: t
 
 
 def _compared(own: Tensor, stored: Tensor, attribute: str, format: str, margin: float) -> tuple[float, float, bool]:
-    """SNR in dB, units in the last place, and whether that is the original as far as the format allows."""
-    figures = snr(own, stored), _units(own, stored, np.float32 if format == "fp32" else np.float16)
+    """SNR in dB, difference in ULP, and True if that is the original as far as the format allows."""
+    figures = snr(own, stored), _ulp(own, stored, np.float32 if format == "fp32" else np.float16)
     if format in PLAIN:
-        return *figures, figures[1] <= MAX_UNITS
+        return *figures, figures[1] <= MAX_ULP
     if attribute != "weight":
         return *figures, bool(stored.isfinite().all())  # makes up for the weight's error, and may be anything
     attainable = snr(own, _best(own, stored, format))
     bits = 1 if format.startswith("sparse") else int(re.findall(r"\d+", format)[0])
-    return *figures, attainable >= LEAST_PER_BIT * (bits - 1) and figures[0] >= attainable - margin
+    return *figures, attainable >= MIN_DB_PER_BIT * (bits - 1) and figures[0] >= attainable - margin
 
 
-def _units(own: Tensor, stored: Tensor, dtype: type[np.floating]) -> float:
+def _ulp(own: Tensor, stored: Tensor, dtype: type[np.floating]) -> float:
     expected = own.numpy().astype(dtype)
     difference = np.abs(stored.numpy().astype(np.float64) - expected.astype(np.float64))
     return float((difference / np.spacing(np.abs(expected)).astype(np.float64)).max())
@@ -116,7 +116,7 @@ def _best(own: Tensor, stored: Tensor, format: str) -> Tensor:
 
 
 def with_stored(model: Model, tensors: Iterable[StoredTensor]) -> Model:
-    """The model with what a package stores in place of its own weights."""
+    """The model with a package's stored weights in place of its own."""
     changed = copy.deepcopy(model)
     for one in tensors:
         if one.stored is not None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from mobilevit_coreml._coremltools import ct, mb, quietly
-from mobilevit_coreml.conversion import convert
+from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.errors import PackageError
+from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.model import ImageClassifier
 from mobilevit_coreml.operation_names import module_of
-from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.reference.reader import read_package
 from mobilevit_coreml.validation import forecast as rules
 from mobilevit_coreml.validation.forecast import RULES, Finding, forecast
+from mobilevit_coreml.validation.original import load_original
 from tests.reference.one_op import save_op
 
 Array = npt.NDArray[Any]
@@ -297,27 +298,21 @@ def test_a_real_package(untrained_package: Path, untrained_model: ImageClassifie
         forecast(untrained_package, modules, "none")
 
 
-def test_a_package_in_single_precision(tmp_path: Path) -> None:
-    path = convert(
-        "untrained", "xxs", ConversionOptions(precision="fp32", image_sizes=((64, 64),)), output=tmp_path, verify=False
-    ).path
+@pytest.mark.usefixtures("shallow")
+def test_a_package_in_single_precision(converted: Callable[..., Conversion]) -> None:
+    path = converted("untrained", "xxs", precision="fp32", image_sizes=((64, 64),), attention="packed").path
     operations = read_package(path).function.operations
     found = forecast(path, ())
     assert [finding.operation for finding in found if finding.rule == "boundary"] == ["image__scaled__"]
     assert Counter(finding.rule for finding in found) == {"dtype": len(operations) - 2, "boundary": 1}  # and classify
 
 
-def test_packed_attention_keeps_fewer_rules(tmp_path: Path, untrained_model: ImageClassifier) -> None:
-    path = convert(
-        "untrained",
-        "xxs",
-        ConversionOptions(attention="packed", image_sizes=((64, 64),)),
-        output=tmp_path,
-        verify=False,
-    ).path
-    modules = dict(untrained_model.named_modules())
+def test_packed_attention_keeps_fewer_rules(classifier: Path) -> None:
+    (model,) = load_original(read_record(classifier)).models.values()
+    modules = dict(model.named_modules())
     layers = {name for name in modules if name.endswith(".attention")}
-    found = forecast(path, modules)
+    assert len(layers) == 3
+    found = forecast(classifier, modules)
     assert {
         rule: {finding.module for finding in found if finding.rule == rule} for rule in ("heads", "softmax axis")
     } == {

@@ -15,7 +15,7 @@ from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.strict_json import load, parse_json, to_json
 from mobilevit_coreml.validation.dataset import LabelledImage
-from mobilevit_coreml.validation.measure import WORST, ImageResult, Measured, _in_order, compare_image
+from mobilevit_coreml.validation.measure import MAX_WORST_IMAGES, ImageResult, Measured, _in_order, compare_image
 from mobilevit_coreml.validation.original import load_original
 from mobilevit_coreml.validation.run import Run, Validation, validate
 from mobilevit_coreml.validation.worker import BackendError
@@ -117,7 +117,7 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
 def test_the_worst_pictures_are_kept(classifier: Path) -> None:
     run = reference_run(validate(classifier))
     snrs = [seen.snr for seen in run.measured.worst]
-    assert len(snrs) == WORST
+    assert len(snrs) == MAX_WORST_IMAGES
     assert snrs == sorted(snrs)
     assert run.fidelity is not None
     assert snrs[0] == run.fidelity.signals["logits"].worst_snr
