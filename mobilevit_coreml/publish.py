@@ -19,10 +19,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
-def check_file_free(path: Path, force: bool) -> None:
-    """Raise OutputError where no file can be written to `path`, or one exists there and `force` is not set."""
+def check_parent(path: Path) -> None:
+    """Raise OutputError unless the directory of `path` exists."""
     if not path.parent.is_dir():
         raise OutputError(f"output {path}: expected {path.parent} to be a directory, got none there; create it first")
+
+
+def check_file_free(path: Path, force: bool) -> None:
+    """Raise OutputError where no file can be written to `path`, or one exists there and `force` is not set."""
+    check_parent(path)
     if path.is_dir():
         raise OutputError(f"output {path}: expected a free name, got a directory; choose another")
     if not os.access(path.parent, os.W_OK):
@@ -78,6 +83,11 @@ def staging(path: Path) -> Iterator[Path]:
             yield directory / path.name
     finally:
         _remove(directory)
+
+
+def destination(staged: Path) -> Path:
+    """The path beside which `staging` made this one."""
+    return staged.parent.with_name(staged.name)
 
 
 @contextlib.contextmanager

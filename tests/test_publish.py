@@ -179,6 +179,26 @@ def test_when_the_last_rename_fails_the_old_package_is_back(tmp_path: Path) -> N
     assert (path / "Data" / "weight.bin").read_text() == "old"
 
 
+def test_an_interruption_between_the_renames_gives_the_old_package_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.mlpackage"
+    write_package(path, "old")
+    honest = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target == path and self.parent.name != REPLACED:
+            raise KeyboardInterrupt
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging(path) as staged:  # noqa: PT012
+        write_package(staged)
+        publish(staged, path, force=True)
+    assert (path / "Data" / "weight.bin").read_text() == "old"
+    assert names_of(tmp_path) == ["x.mlpackage"]
+
+
 def test_a_place_that_cannot_be_written_to() -> None:
     # /proc refuses even root
     path = Path("/proc/x.mlpackage")

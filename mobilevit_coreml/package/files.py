@@ -8,7 +8,7 @@ from typing import Any
 
 from mobilevit_coreml.config import CLASSIFICATION, CUSTOM, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import OutputError, os_error_text
-from mobilevit_coreml.publish import remove_stale
+from mobilevit_coreml.publish import check_parent, destination, remove_stale
 
 SUFFIX = ".mlpackage"
 UNTRAINED_SUFFIX = "_untrained"
@@ -33,9 +33,9 @@ def package_name(task: str, variant: str, precision: str, scheme: str = "") -> s
 
 
 def package_path(output: Path | None, name: str, untrained: bool) -> Path:
-    """The package's path: `output` itself, or `name` inside it, or in the current directory.
+    """Path of a package: `output` itself, or `name` in that directory, by default the current one.
 
-    Untrained weights show in the file's name whatever was asked for, so that nobody ships them by mistake.
+    Untrained weights are in the file's name whatever was asked for, so that nobody ships them by mistake.
     """
     if output is None or output.suffix != SUFFIX:
         output = (output or Path()) / (name + SUFFIX)
@@ -45,26 +45,23 @@ def package_path(output: Path | None, name: str, untrained: bool) -> Path:
 
 
 def failed_path(path: Path) -> Path:
-    """The path of a package that did not pass its verification: beside its place, with a name that says so."""
+    """Path of a package that failed its verification: the same with `_failed`."""
     return path.with_name(path.stem + FAILED_SUFFIX + SUFFIX)
 
 
 def check_output(output: Path | None) -> None:
-    """Raise OutputError where no package can go, before anybody waits for one."""
+    """Raise OutputError for an output that is neither a directory nor a package's path in one."""
     if output is None or output.is_dir():
         return
     if output.suffix != SUFFIX:
         raise OutputError(
             f"output {output}: expected a name ending in {SUFFIX} or an existing directory, got neither; add the ending"
         )
-    if not output.parent.is_dir():
-        raise OutputError(
-            f"output {output}: expected {output.parent} to be a directory, got none there; create it first"
-        )
+    check_parent(output)
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Raise OutputError where something has the package's name already; only a package is ever replaced."""
+    """Raise OutputError if something has the package's name, unless that is a package and `force` is set."""
     try:
         str(path).encode()
     except UnicodeEncodeError:  # coremltools saves a package there, and then cannot read it
@@ -79,18 +76,19 @@ def check_free(path: Path, force: bool) -> None:
 
 
 def save(program: Any, path: Path) -> None:
-    """Write a ct.models.MLModel as a package whose weights and program are the same bytes each time."""
+    """Write a ct.models.MLModel to a staging path, with the same bytes of program and weights each time."""
     try:
         program.save(str(path))
         # coremltools leaves the order of the metadata to chance
         specification = program.get_spec().SerializeToString(deterministic=True)
         (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(specification)
     except (OSError, RuntimeError) as error:  # the latter from coremltools' C++ parts
-        raise OutputError(f"cannot write {path}: {os_error_text(error)}; make room or choose another place") from None
+        reason = os_error_text(error)
+        raise OutputError(f"cannot write {destination(path)}: {reason}; make room or choose another place") from None
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a package: the sum of its files."""
+    """Size of a package in bytes: the sum of its files."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

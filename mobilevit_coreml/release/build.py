@@ -95,8 +95,8 @@ def release(
                 weights = find_weights(recipes[name], directory, pretrained, find)
                 task = Task(recipes[name], weights, inputs_of(recipes[name], weights, images), images, place)
                 entry = entry_without_building(task, force)
-            except Exception as error:  # whatever it is, it is this recipe's alone
-                entry = _entry(recipes[name], place, fail(recipes[name], place, error_text(error)))
+            except Exception as problem:  # whatever it is, it is this recipe's alone
+                entry = _entry(recipes[name], place, fail(recipes[name], place, error_text(problem)))
             if entry is None:
                 tasks.append(task)
             else:
@@ -104,10 +104,9 @@ def release(
         kept = {name for name, entry in entries.items() if entry.verdict == PASS}
         progress("build", len(entries), len(names))
         with contextlib.closing(call_in_processes(attempt, tasks, jobs)) as results:
-            for task, reason in results:
-                entries[task.recipe.name] = _entry(
-                    task.recipe, task.place, _crashed(task) if reason is None else reason
-                )
+            for task, result in results:
+                error = _crashed(task) if result is None else result
+                entries[task.recipe.name] = _entry(task.recipe, task.place, error)
                 progress("build", len(entries), len(names))
         catalogue = [entries.get(name) or _earlier_entry(recipe, output / name) for name, recipe in recipes.items()]
         write_catalogue(output, [entry for entry in catalogue if entry is not None])
@@ -301,7 +300,7 @@ def _measured(fidelity: "Fidelity") -> dict[str, Any]:
 
 
 def fail(recipe: Recipe, place: Path, error: str) -> str:
-    """Keep beside its place why there is no package; returns the error."""
+    """Record beside its place why a package could not be made; returns the error."""
     with contextlib.suppress(MobileViTError), staging(_failed_place(place)) as staged:  # something else may be there
         staged.mkdir()
         (staged / REPORT).write_bytes(to_json(Report(recipe=recipe.name, error=error)))
@@ -310,23 +309,23 @@ def fail(recipe: Recipe, place: Path, error: str) -> str:
 
 
 def _crashed(task: Task) -> str:
-    """`fail`, of a process that could not."""
+    """Record that the process of a task crashed; returns the error."""
     remove_stale(task.place)
     return fail(task.recipe, task.place, "expected a package, got a process that crashed; is there enough memory?")
 
 
 def _entry(recipe: Recipe, place: Path, error: str) -> Entry:
-    """The entry of a recipe whose package was tried to build."""
+    """The catalogue's entry after an attempt to build."""
     report = read_report(_failed_place(place) if error else place)
     return entry_of(recipe, FAIL if error else PASS, error, report)
 
 
 def _earlier_entry(recipe: Recipe, place: Path) -> Entry | None:
-    """The entry of a recipe that was built by an earlier run, if it was."""
+    """The catalogue's entry of an earlier run, if there was one."""
     failed = read_report(_failed_place(place))
-    return (
-        None if failed is None and read_report(place) is None else _entry(recipe, place, failed.error if failed else "")
-    )
+    if failed is None and read_report(place) is None:
+        return None
+    return _entry(recipe, place, failed.error if failed else "")
 
 
 def _failed_place(place: Path) -> Path:

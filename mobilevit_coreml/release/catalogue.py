@@ -99,17 +99,8 @@ class Catalogue:
 def entry_of(recipe: Recipe, verdict: str, error: str, report: Report | None) -> Entry:
     """A recipe's entry in the catalogue."""
     outputs = output_names(recipe.task, recipe.outputs(expand=True))
-    entry = Entry(
-        name=recipe.name,
-        verdict=verdict,
-        error=error,
-        task=recipe.task,
-        variant=recipe.variant,
-        target=recipe.target,
-        stored=recipe.stored,
-        outputs=[name for name in outputs if name != CLASS_LABEL],
-        notes=recipe.notes,
-    )
+    asked = {name: getattr(recipe, name) for name in ("name", "task", "variant", "target", "stored", "notes")}
+    entry = Entry(verdict=verdict, error=error, outputs=[name for name in outputs if name != CLASS_LABEL], **asked)
     if report is None or report.package is None:
         return entry
     same = ("package", "bytes", "operations", "untrained", "weights", "sha256", "sizes")
@@ -159,14 +150,14 @@ def page(entries: Sequence[Entry]) -> str:
 def readme_table(entries: Sequence[Entry]) -> str:
     """The README's table, which has no fidelity of packages with untrained weights."""
     columns = ("recipe", "description", "weights stored as", "size", "operations", "target", "fidelity")
-    told = [dataclasses.replace(entry, fidelity=None, quality=None) if entry.untrained else entry for entry in entries]
+    rows = [dataclasses.replace(entry, fidelity=None, quality=None) if entry.untrained else entry for entry in entries]
     untrained = [entry.name for entry in entries if entry.untrained]
     which = "all of these packages" if len(untrained) == len(entries) else ", ".join(untrained)
     note = (
         f"Measured with **untrained** weights of the real shapes: {which}. In fp16 neither size nor operations depend "
         "on the values, and a budget is a size; fidelity does, and with trained weights it is unmeasured."
     )
-    return "\n\n".join([_table(columns, told), *([note] if untrained else [])])
+    return "\n\n".join([_table(columns, rows), *([note] if untrained else [])])
 
 
 def _table(columns: Sequence[str], entries: Sequence[Entry]) -> str:
