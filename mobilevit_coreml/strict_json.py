@@ -27,9 +27,9 @@ class JsonError(ValueError):
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as objects, tuples as lists, keys as texts, and texts that can be encoded ("?" for what cannot)."""
+    """Dataclasses as objects, in which `class_` is the key class, and texts that can be encoded, "?" for others."""
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {plain(str(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,5 @@
 """The outputs of a saved package against the PyTorch model's, by the reference evaluator, on any machine."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from mobilevit_coreml.metrics import (
     Meters,
     RankingMeter,
     SignalMeter,
-    nan_lowest,
 )
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
@@ -129,47 +127,3 @@ def _outputs_logits(options: OutputOptions) -> bool:
 def _signal(meters: Meters, name: str, reference: Tensor, output: Tensor) -> None:
     meters.signals[name] = SignalMeter()
     meters.signals[name].add(reference, output)
-
-
-def report(fidelity: Fidelity, reference: str = "PyTorch fp32") -> list[str]:
-    """A verification in short lines, the worst signal first; without a gate there is no verdict."""
-    verdict = ("PASS, " if fidelity.passed else "FAIL, ") if fidelity.gates else ""
-    first, *others = figure_lines(fidelity, reference)
-    return [verdict + first, *others]
-
-
-def figure_lines(fidelity: Fidelity, reference: str) -> list[str]:
-    """What was measured, in short lines, with the gates there are."""
-    f = fidelity
-    lines: list[str] = []
-    for name, s in sorted(f.signals.items(), key=lambda entry: nan_lowest(entry[1].snr)):
-        worst = f"worst picture {decibels_text(s.worst_snr)}, cosine {s.cosine:.6f}"
-        if lines:
-            lines.append(f"{name} {decibels_text(s.snr)}, {worst}")
-        else:
-            gate = f" (gate {f.gates['snr']:g} dB)" if "snr" in f.gates else ""
-            lines += [f"{name} {decibels_text(s.snr)} SNR against {reference}{gate}", worst]
-    if f.ranking is not None:
-        needed = f" (gate {f.gates['top1']:.4g})" if "top1" in f.gates else ""
-        lines += [
-            f"largest difference of a probability {f.ranking.max_abs_difference:.2g}, KL {f.ranking.kl:.2g} nats",
-            f"top-1 equal on {f.ranking.top1_agreement:.0%}{needed}, top-5 on {f.ranking.top5_agreement:.0%} "
-            f"of {f.images} pictures",
-            f"smallest top-1 margin {f.ranking.margin:.2g}",
-        ]
-    elif f.masks is not None:
-        needed = f" (gate {f.gates['pixels']:.4g})" if "pixels" in f.gates else ""
-        lines += [
-            f"pixel agreement {f.masks.pixel_agreement:.2%}{needed}",
-            f"mean IoU {f.masks.mean_iou:.3f} over {f.masks.classes} classes, {f.images} pictures",
-        ]
-    else:
-        lines.append(f"over {f.images} pictures")
-    return lines
-
-
-def decibels_text(value: float) -> str:
-    """A number of dB for people: to a tenth, and down, lest what is just under a gate look as if it reached it."""
-    if not math.isfinite(value):
-        return "no finite" if math.isnan(value) else f"{value} dB"
-    return f"{math.floor(value * 10) / 10:.1f} dB"

@@ -12,9 +12,9 @@ import torch
 from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
-from mobilevit_coreml.metrics import Fidelity, MaskFidelity, RankingFidelity, SignalFidelity, computation_gates
+from mobilevit_coreml.metrics import Fidelity, MaskFidelity, SignalFidelity, computation_gates
 from mobilevit_coreml.reference import ReferenceEvaluator
-from mobilevit_coreml.verification import report, verify
+from mobilevit_coreml.verification import verify
 from tests.peers import snr
 from tests.untrained import untrained_model
 
@@ -100,37 +100,7 @@ def test_figures_of_a_segmenter(output: str, signals: list[str], converted: Call
 
 
 GOOD = Fidelity(8, {"snr": 30.0}, {"logits": SignalFidelity(45.12, 40.04, 0.99998765, 0.1)})
-RANKING = RankingFidelity(1.0, 0.875, 0.0312, 0.0012, 0.001)
 MASKS = MaskFidelity(0.99734, 0.9281, 13)
-
-
-def test_report_of_a_classifier() -> None:
-    assert report(dataclasses.replace(GOOD, ranking=RANKING)) == [
-        "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
-        "worst picture 40.0 dB, cosine 0.999988",
-        "largest difference of a probability 0.0012, KL 0.001 nats",
-        "top-1 equal on 100%, top-5 on 88% of 8 pictures",
-        "smallest top-1 margin 0.031",
-    ]
-
-
-def test_report_of_a_segmenter() -> None:
-    assert report(dataclasses.replace(GOOD, masks=MASKS, gates={"snr": 30, "pixels": 0.97})) == [
-        "PASS, logits 45.1 dB SNR against PyTorch fp32 (gate 30 dB)",
-        "worst picture 40.0 dB, cosine 0.999988",
-        "pixel agreement 99.73% (gate 0.97)",
-        "mean IoU 0.928 over 13 classes, 8 pictures",
-    ]
-
-
-def test_report_of_features_has_the_worst_first() -> None:
-    map_ = SignalFidelity(29.96, 20.0, 0.98, 1.0)
-    assert report(dataclasses.replace(GOOD, signals={"pooled": GOOD.signals["logits"], "featureMap": map_})) == [
-        "FAIL, featureMap 29.9 dB SNR against PyTorch fp32 (gate 30 dB)",
-        "worst picture 20.0 dB, cosine 0.980000",
-        "pooled 45.1 dB, worst picture 40.0 dB, cosine 0.999988",
-        "over 8 pictures",
-    ]
 
 
 @pytest.mark.parametrize("value", [29.9, -math.inf, math.nan])
@@ -138,7 +108,6 @@ def test_what_is_below_the_gate_or_no_number_fails(value: float) -> None:
     signal = dataclasses.replace(GOOD.signals["logits"], snr=value)
     fidelity = dataclasses.replace(GOOD, signals={"good": GOOD.signals["logits"], "bad": signal})
     assert not fidelity.passed
-    assert report(fidelity)[0].startswith("FAIL, bad ")
     assert dataclasses.replace(GOOD, signals={"bad": dataclasses.replace(signal, snr=math.inf)}).passed
     masks = dataclasses.replace(MASKS, pixel_agreement=math.nan)
     assert not dataclasses.replace(GOOD, masks=masks, gates={"pixels": 0.97}).passed

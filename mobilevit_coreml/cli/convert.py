@@ -276,9 +276,9 @@ def _verified(conversion: Conversion) -> list[str]:
 
 
 def _verdicts(conversion: Conversion, fidelity: Mapping[str, "Fidelity"], reference: str) -> list[str]:
-    from mobilevit_coreml.verification import report
+    from mobilevit_coreml.report.text import verification_lines
 
-    texts = {name: report(entry, reference) for name, entry in fidelity.items()}
+    texts = {name: verification_lines(entry, reference) for name, entry in fidelity.items()}
     if not conversion.record.sizes:
         return [line for lines in texts.values() for line in lines]
     return [line for name, lines in texts.items() for line in (f"{name}:", *(f"  {line}" for line in lines))]

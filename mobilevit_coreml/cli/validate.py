@@ -8,7 +8,6 @@ from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, ProgressB
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import BACKENDS
 from mobilevit_coreml.publish import check_file_free
-from mobilevit_coreml.report.html import check_drawable
 from mobilevit_coreml.validation.core_ml import UNITS
 
 PROG = "python -m mobilevit_coreml.validate"
@@ -61,7 +60,12 @@ def parser(prog: str = PROG) -> Parser:
         "--journal", type=Path, metavar="FILE", help="keep each image's figures; an interrupted run goes on from it"
     )
     written = parser.add_argument_group("output")
-    written.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    written.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write all figures (`python -m mobilevit_coreml.report.schema` describes them)",
+    )
     written.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst images")
     written.add_argument(
         "--golden", type=Path, metavar="DIR", help="write a test for devices: images, expected outputs, an XCTest"
@@ -107,17 +111,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, str]:
     """Reports are written, too, before anything is printed."""
     from mobilevit_coreml.metrics import default_gates, parse_gate
+    from mobilevit_coreml.report.collect import report_values, write_json
     from mobilevit_coreml.report.page import write_html
     from mobilevit_coreml.report.text import summary
-    from mobilevit_coreml.report.values import report_values, write_json
     from mobilevit_coreml.validation.golden import check_place, write_golden
     from mobilevit_coreml.validation.run import images_of, validate
 
     for path in (values.json, values.html):
         if path is not None:
             check_file_free(path, values.force)
-    if values.html is not None:
-        check_drawable()
     if values.golden is not None:
         check_place(values.golden, values.force)
     if not values.timeout > 0:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from mobilevit_coreml.metrics import NOT_RUN
+from mobilevit_coreml.report.collect import gate_of, gate_text
 from mobilevit_coreml.report.formatting import table
+from mobilevit_coreml.report.text import fidelity_lines
 from mobilevit_coreml.validation.device import MAX_TEXT, DeviceResults, DeviceRun
-from mobilevit_coreml.verification import figure_lines
 
 SHORT = {"cpuOnly": "CPU only", "cpuAndGPU": "CPU, GPU", "cpuAndNeuralEngine": "CPU, Engine", "all": "all"}
 
@@ -31,7 +32,7 @@ def _run_lines(run: DeviceRun) -> Iterator[str]:
         yield f"{run.verdict}, {run.reason}"
         return
     gates = {result.name: result.gate for result in run.results if result.figure is not None}
-    first, *others = figure_lines(run.fidelity.with_gates(gates), "PyTorch fp32")
+    first, *others = fidelity_lines(run.fidelity, gates)
     yield f"{run.verdict}, {first}"
     if run.reason:
         yield run.reason
@@ -41,10 +42,7 @@ def _run_lines(run: DeviceRun) -> Iterator[str]:
             f"loaded in {run.latency.load_seconds:.1f} s; a prediction {run.latency.median_ms:.2f} ms in the "
             f"median, {run.latency.p95_ms:.2f} ms at the 95th percentile of {run.latency.predictions:.0f}"
         )
-    for result in run.results:
-        if result.passed is False:
-            side = "at least" if result.bound.at_least else "at most"
-            yield f"gate {result.name}: expected {side} {result.gate:g} {result.bound.unit}, got {result.figure:.4g}"
+    yield from (gate_text(gate_of(result)) for result in run.results if result.passed is False)
     unmeasured = [result.name for result in run.results if result.passed is None]
     if unmeasured:
         yield f"{NOT_RUN} here: gate {', '.join(unmeasured)}"

@@ -23,9 +23,11 @@ def percent(share: float) -> str:
     return f"{math.floor(1e4 * share + 1e-6) / 100:.2f}".rstrip("0").rstrip(".") + "%"
 
 
-def with_unit(value: float, unit: str) -> str:
-    """A figure in the unit of its gate; a share is a plain number."""
-    return decibels(value) if unit == "dB" else f"{value:.4g} {'' if unit == 'share' else unit}".rstrip()
+def noise(power: float | None) -> str:
+    """Noise power as dB of the signal's."""
+    if power is None:
+        return "not measured"
+    return f"{10 * math.log10(power):.1f} dB" if power > 0 else "none"
 
 
 def megabytes(size: int) -> str:

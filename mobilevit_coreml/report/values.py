@@ -1,343 +1,363 @@
-"""A validation as plain values, for programs to read; validation.schema.json says what each of them is."""
+"""The values of both reports: JSON, terminal and page show these, and `schema` describes them by what stands here.
 
-import dataclasses
-import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+Sizes are in bytes, SNR in dB, agreement, accuracy and IoU from 0 to 1, divergences in nats. A field's annotation has
+its description and what else JSON Schema may say of it; the key of `class_` is class. `original` is the model in
+PyTorch, `package` the package.
+"""
 
-from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, AccuracyMeter, Fidelity, GateResult, MaskMeter
-from mobilevit_coreml.publish import atomic_write
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from mobilevit_coreml.compression.plan import StoredLayer
+from mobilevit_coreml.metrics import SignalFidelity
+from mobilevit_coreml.package.interface import OutputOptions
+from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.checks import Check
-from mobilevit_coreml.validation.forecast import RULES
-from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
-from mobilevit_coreml.validation.program import Mismatch, ProgramReport
-from mobilevit_coreml.validation.run import PlannedOperation, Run, Validation
-from mobilevit_coreml.validation.steps import Step
-from mobilevit_coreml.verification import decibels_text
+from mobilevit_coreml.validation.forecast import Finding
+from mobilevit_coreml.validation.program import Mismatch
 
-SCHEMA = 1  # counts up when something in the values changes its meaning
-FORECAST = "A forecast by documented rules: nothing was run on a Neural Engine, and an operation may be there or not."
+SCHEMA = 2  # of a validation; counts up when something in it changes its meaning
+COMPRESSION_SCHEMA = 1
 
-Values = dict[str, Any]
+DEVICES = ["neuralEngine", "gpu", "cpu"]
 
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write `report_values` as strict JSON, whole or not at all; raises OutputError."""
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
-
-
-def report_values(validation: Validation) -> Values:
-    """All there is to say of a package: sizes in bytes, SNR in dB, agreements as shares, divergences in nats.
-
-    A number that JSON does not have is one of the texts "inf", "-inf" and "nan".
-    """
-    values = {
-        "schema": SCHEMA,
-        "verdict": validation.verdict,
-        "reasons": list(reasons(validation)),
-        "asked": [str(backend) for backend in validation.asked],
-        "seconds": validation.seconds,
-        "package": _package(validation),
-        "pictures": {"source": validation.source, "count": validation.pictures, "labelled": validation.labelled},
-        "classes": validation.original.classes,
-        "notes": validation.original.notices,
-        "forecast": {"note": FORECAST, "rules": RULES},
-        "functions": {name: _function(validation, name) for name in validation.programs},
-        "runs": [_run(run, validation) for run in validation.runs],
-        "curve": [{"bytes": size, "snr": snr, "agreement": agreement} for size, snr, agreement in curve_of(validation)],
-    }
-    strict: Values = _strict(values)
-    return strict
+Texts = tuple[str, ...]
+Verdict = Annotated[str, {"enum": ["PASS", "FAIL", "NOT_RUN"]}]
+OperationName = Annotated[str, "Name of the operation in the program."]
+OperationType = Annotated[
+    str, "MIL type of the operation, such as conv; empty where the program has no such operation."
+]
+ModulePath = Annotated[str, "Dotted path of the PyTorch module it comes from; empty where none matches."]
+ClassIndex = Annotated[int, "Index of the class."]
+ClassName = Annotated[str, "Name of the class."]
 
 
-# What both this and the page say.
+@dataclass(frozen=True)
+class Weights:
+    """The checkpoint that a package was converted from."""
+
+    name: Annotated[str, "Hub id, path as it was given, or untrained."]
+    naming: Annotated[str, "Naming scheme of the checkpoint's keys."]
+    revision: Annotated[str | None, "Commit on the hub; null of files."]
+    sha256: Annotated[str | None, "Digest of the weights file; null of untrained weights."]
+    seed: Annotated[int | None, "Seed of untrained weights; null of others."]
+    untrained: Annotated[bool, "True for random weights."]
 
 
-def reasons(validation: Validation) -> Iterator[str]:
-    """Why the verdict is no PASS, a sentence each."""
-    several = len(validation.programs) > 1
-    for function, check in validation.checks:
-        if not check.passed:
-            yield f"{_of(function, several)}{check.name}: {check.detail}"
-    for function, program in validation.programs.items():
-        if program.mismatch is not None:
-            yield f"{_of(function, several)}first mismatch: {mismatch_text(program.mismatch)}"
-    if validation.unmeasured:
-        yield f"gate {', '.join(validation.unmeasured)}: not measured on any backend"
-    for run in validation.runs:
-        if run.backend in validation.asked and run.verdict != PASS:
-            missed = [gate_text(result) for result in run.results if result.passed is False]
-            yield f"{_of(run.function, several)}{run.backend}: {'; '.join(missed) or run.reason}"
+@dataclass(frozen=True)
+class Record:
+    """The package's metadata: how it was converted."""
 
-
-def mismatch_text(mismatch: Mismatch) -> str:
-    """Where a program departs, and how."""
-    module = f" of {mismatch.module}" if mismatch.module else ""
-    return f"{mismatch.type} {mismatch.operation}{module}: {mismatch.detail}".lstrip()
-
-
-def gate_text(result: GateResult) -> str:
-    """A gate with what was got, in words."""
-    needed = f"{'at least' if result.bound.at_least else 'at most'} {with_unit(result.gate, result.bound.unit)}"
-    got = "not measured" if result.figure is None else f"got {with_unit(result.figure, result.bound.unit)}"
-    return f"{result.name} has to be {needed}, {got}"
-
-
-def gate_verdict(result: GateResult) -> str:
-    """PASS or FAIL, or NOT_RUN of what was not measured, which has passed nothing."""
-    return NOT_RUN if result.passed is None else PASS if result.passed else FAIL
-
-
-def with_unit(value: float, unit: str) -> str:
-    """A figure for people; a share is a plain number."""
-    if math.isnan(value):
-        return "no number"
-    return decibels_text(value) if unit == "dB" else f"{value:.4g} {'' if unit == 'share' else unit}".rstrip()
-
-
-def curve_of(validation: Validation) -> Sequence[tuple[int, float, float | None]]:
-    """Bytes, dB and agreement of all packages that were built on the way to a budget; of others nothing."""
-    return [(size, snr, agreement) for size, snr, agreement in validation.record.compression.get("curve", ())]
-
-
-def departs(step: Step, program: ProgramReport) -> bool:
-    """Whether an operation does not do what it should on the inputs it has."""
-    return not step.own >= program.gate
-
-
-def class_name(validation: Validation, index: int) -> str:
-    """What the checkpoint calls a class, or its number."""
-    classes = validation.original.classes
-    return classes[index] if index < len(classes) else f"class {index}"
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceShare:
-    """What Core ML means to run on a device: operations, as a number and a share of all placed ones, and cost."""
-
-    device: str
-    operations: int
-    share: float
-    cost: float
-
-
-def device_shares(plan: Sequence[PlannedOperation]) -> list[DeviceShare]:
-    """Of each device, the one with most operations first; operations without a device, such as constants, do not count.
-
-    `cost` is a share of Core ML's estimate for the whole program.
-    """
-    placed = [one for one in plan if one.device is not None]
-    counts = Counter(one.device for one in placed if one.device is not None)
-    return [
-        DeviceShare(device, count, count / len(placed), sum(one.cost for one in placed if one.device == device))
-        for device, count in counts.most_common()
+    version: Annotated[str, "Version of mobilevit_coreml that converted it."]
+    variant: Annotated[str, "Size of the network: xxs, xs, s or custom."]
+    task: Annotated[str, "Task of the network.", {"enum": ["classification", "segmentation", "features"]}]
+    attention: Annotated[str, "Implementation of attention: split_einsum or packed."]
+    unfold: Annotated[str, "Implementation of unfolding: space_to_batch or pixel_shuffle."]
+    precision: Annotated[str, "Precision of the computation: fp16 or fp32."]
+    weights: Weights
+    preprocessing: Annotated[Preprocessing, "Preprocessing of the first function."]
+    outputs: Annotated[OutputOptions, "Form of the outputs."]
+    config: Annotated[Mapping[str, Any], "Configuration of the network, without class names."]
+    expand: Annotated[bool, "True with the backbone's final expansion."]
+    labels: Annotated[Texts, "Class names of a segmenter; empty of others."]
+    colors: Annotated[Texts, "Class colours of a segmenter as #RRGGBB; empty of others."]
+    labels_renamed: Annotated[Mapping[str, str], "Names that classes had before they were made unique, by index."]
+    compression: Annotated[
+        Mapping[str, Any], "Scheme, calibration, layers by format, and curve; empty if uncompressed."
     ]
+    sizes: Annotated[Mapping[str, tuple[int, int]], "Height and width of each function's crop, if there are several."]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class Package:
+    """The package that was validated."""
+
+    name: Annotated[str, "Name of its directory."]
+    bytes: Annotated[int, "Sum of its files."]
+    sha256: Annotated[str, "Digest of its program and weights.", {"pattern": "^[0-9a-f]{64}$"}]
+    record: Record
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that both sides were run on."""
+
+    source: Annotated[str, "Directory, or synthetic."]
+    count: Annotated[int, "Number of images."]
+    labelled: Annotated[bool, "True if the true class or mask of some is known."]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Documented rules of the Neural Engine, which the functions' forecasts name."""
+
+    note: Annotated[str, "Meaning of a forecast."]
+    rules: Annotated[Mapping[str, str], "Each rule in a sentence, with its source."]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of an input image, pixels."""
+
+    height: Annotated[int, "Pixels."]
+    width: Annotated[int, "Pixels."]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of an operation against the checkpoint's."""
+
+    operation: OperationName
+    type: OperationType
+    module: ModulePath
+    parameter: Annotated[str, "Name of the tensor in the module: weight, bias or eps."]
+    format: Annotated[str, "Format by the package's record: fp16, fp32, int8, 6bit, …"]
+    stored: Annotated[bool, "False if the program has no such constant of the right shape."]
+    snr: Annotated[float, "SNR against the checkpoint, dB."]
+    units: Annotated[float, "Largest difference, ULP of the precision."]
+    passed: Annotated[bool, "True if it is the checkpoint's, as far as its format allows."]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation against the same step in PyTorch; the worst of the images compared."""
+
+    operation: OperationName
+    type: OperationType
+    module: ModulePath
+    own: Annotated[float, "SNR with PyTorch given the operation's inputs, dB: the operation's own error."]
+    accumulated: Annotated[float, "SNR with PyTorch given its own inputs, dB: the error up to here."]
+    departs: Annotated[bool, "True if `own` is below the function's operation_gate."]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Range of an operation's result."""
+
+    operation: OperationName
+    type: OperationType
+    max_abs: Annotated[float, "Largest absolute value over the images compared."]
+    near_limit: Annotated[bool, "True within a factor of 4 of the largest fp16 number, 65504."]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of the package: its declarations, weights and operations."""
+
+    input: Size
+    checks: Annotated[tuple[Check, ...], "Checks of the declarations, the weights and the operations."]
+    operations_in_program: Annotated[int, "Number of operations; `operations` has those with a step in PyTorch."]
+    operation_gate: Annotated[float, "Lower bound of each operation's own SNR, dB."]
+    departure: Annotated[Mismatch | None, "First mismatch, in program order; null if there is none."]
+    failure: Annotated[str | None, "Reason why the operations could not be compared; null if they could."]
+    weights: Annotated[tuple[Weight, ...], "Constants that come from the checkpoint, in program order."]
+    operations: Annotated[tuple[Operation, ...], "Operations with a step in PyTorch, in program order."]
+    ranges: Annotated[tuple[Range, ...], "Operations with a real result, in program order."]
+    forecast: Annotated[tuple[Finding, ...], "Operations that may leave or slow the Neural Engine; nothing was run."]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Fidelity of a classifier's probabilities."""
+
+    top1: Annotated[float, "Share of images with the same first class."]
+    top5: Annotated[float, "Share of images with the same set of first five classes."]
+    margin: Annotated[float, "Smallest difference of the original's first two probabilities."]
+    max_abs_difference: Annotated[float, "Largest absolute difference of a probability."]
+    kl: Annotated[float, "Kullback-Leibler divergence from the original, mean of the images, nats."]
+
+
+@dataclass(frozen=True)
 class ClassOverlap:
-    """A class in both sides' masks: how many pixels the original has of it, and the overlap (IoU, 0 to 1)."""
+    """A class in the masks of both sides."""
 
-    index: int
-    pixels: int
-    iou: float
-
-
-def overlaps(meter: MaskMeter | None) -> list[ClassOverlap]:
-    """Of each class that is in any mask."""
-    if meter is None:
-        return []
-    counts = zip(meter.same, meter.either, meter.reference, strict=True)
-    return [ClassOverlap(index, pixels, same / either) for index, (same, either, pixels) in enumerate(counts) if either]
+    index: ClassIndex
+    class_: ClassName
+    pixels: Annotated[int, "Pixels of the class in the original's masks."]
+    iou: Annotated[float, "Intersection over union of both sides."]
 
 
-def correct(seen: ImageResult) -> dict[str, bool]:
-    """Whether each side puts a picture's true class first; {} where that is not known."""
-    return {side: meter.first == 1 for side, meter in seen.truths.items() if isinstance(meter, AccuracyMeter)}
+@dataclass(frozen=True)
+class Masks:
+    """Fidelity of a segmenter's masks."""
+
+    pixels: Annotated[float, "Share of pixels with the same class."]
+    mean_iou: Annotated[float, "Intersection over union of both sides, mean of the classes that occur."]
+    classes: Annotated[int, "Number of classes that occur."]
+    by_class: Annotated[tuple[ClassOverlap, ...], "Each class that occurs."]
 
 
-# The values.
+@dataclass(frozen=True)
+class Figures:
+    """Fidelity of the package's outputs against PyTorch in fp32."""
+
+    signals: Annotated[Mapping[str, SignalFidelity], "Logits and outputs of real numbers by name."]
+    ranking: Annotated[Ranking | None, "Probabilities of a classifier; null of others."]
+    masks: Annotated[Masks | None, "Class maps of a segmenter; null of others."]
 
 
-def _of(function: str, several: bool) -> str:
-    return f"{function}, " if several else ""
+@dataclass(frozen=True)
+class Gate:
+    """A figure against its bound."""
+
+    name: Annotated[str, "Name of the gate, as on the command line."]
+    what: Annotated[str, "Meaning of the figure."]
+    unit: Annotated[str, "Unit of `needed` and `got`: dB, share, nats, ms; empty of others."]
+    needed: Annotated[float, "The bound."]
+    at_least: Annotated[bool, "True for a lower bound, false for an upper bound."]
+    got: Annotated[float | None, "The figure; null if it was not measured."]
+    passed: Annotated[bool | None, "True if the bound is met; null if nothing was measured."]
+    verdict: Annotated[Verdict, "NOT_RUN if nothing was measured."]
 
 
-def _package(validation: Validation) -> Values:
-    record = dataclasses.asdict(validation.record)
-    record["weights"]["untrained"] = validation.record.weights.untrained
-    return {
-        "name": validation.package.name,
-        "bytes": validation.bytes,
-        "sha256": validation.digest,
-        "record": record,
-    }
+@dataclass(frozen=True)
+class Latency:
+    """Times of Core ML."""
+
+    compile_seconds: Annotated[float, "Time to compile the package, seconds."]
+    load_seconds: Annotated[float, "Time to load the compiled package, seconds."]
+    median_ms: Annotated[float, "Median of a prediction in Core ML, milliseconds."]
+    p95_ms: Annotated[float, "95th percentile of a prediction, milliseconds."]
+    with_python_ms: Annotated[float, "Median with Python's conversion of images and outputs, milliseconds."]
+    predictions: Annotated[int, "Number of predictions timed."]
 
 
-def _function(validation: Validation, name: str) -> Values:
-    program = validation.programs[name]
-    height, width = validation.original.contracts[name].input_size
-    return {
-        "input": {"height": height, "width": width},
-        "checks": [_check(check) for check in (*validation.declared[name], *program.checks)],
-        "operations_in_program": program.operations,
-        "operation_gate": program.gate,
-        "departure": None if program.mismatch is None else dataclasses.asdict(program.mismatch),
-        "failure": program.failure,
-        "weights": [
-            {
-                "operation": one.operation,
-                "type": one.type,
-                "module": one.module,
-                "parameter": one.parameter,
-                "format": one.format,
-                "stored": one.stored is not None,
-                "snr": one.snr,
-                "units": one.units,
-                "passed": one.passed,
-            }
-            for one in program.tensors
-        ],
-        "operations": [{**dataclasses.asdict(step), "departs": departs(step, program)} for step in program.steps],
-        "ranges": [
-            {"operation": one.name, "type": one.type, "largest": one.max_abs, "near_limit": one.near_limit}
-            for one in program.ranges
-        ],
-        "forecast": [dataclasses.asdict(finding) for finding in program.findings],
-    }
+@dataclass(frozen=True)
+class DeviceShare:
+    """Operations that Core ML plans to run on a device."""
+
+    operations: Annotated[int, "Number of operations."]
+    share: Annotated[float, "Share of the operations that have a device."]
+    cost: Annotated[float, "Share of Core ML's estimated cost of the program."]
 
 
-def _check(check: Check) -> Values:
-    return {"name": check.name, "passed": check.passed, "detail": check.detail}
+@dataclass(frozen=True)
+class PlacedOperation:
+    """An operation in Core ML's plan."""
+
+    operation: OperationName
+    type: OperationType
+    device: Annotated[
+        str | None, "Planned device; null where Core ML names none, as of constants.", {"enum": [*DEVICES, None]}
+    ]
+    cost: Annotated[float, "Share of Core ML's estimated cost of the program."]
+    module: ModulePath
 
 
-def _run(run: Run, validation: Validation) -> Values:
-    modules = {step.operation: step.module for step in validation.programs[run.function].steps}
-    return {
-        "backend": run.backend.name,
-        "compute_units": run.backend.units,
-        "function": run.function,
-        "asked": run.backend in validation.asked,
-        "verdict": run.verdict,
-        "reason": run.reason,
-        "seconds": run.seconds,
-        "pictures": 0 if run.fidelity is None else run.fidelity.images,
-        "figures": None if run.fidelity is None else _figures(run.fidelity, run.measured.meters.masks, validation),
-        "gates": [_gate(result) for result in run.results],
-        "accuracy": _accuracy(run.accuracy),
-        "latency": dict(run.latency) or None,
-        "plan": _plan(run.plan, modules) if run.plan else None,
-        "worst": [_seen(seen, validation) for seen in run.measured.worst],
-    }
+@dataclass(frozen=True)
+class Plan:
+    """Core ML's plan on the machine that ran it."""
+
+    devices: Annotated[Mapping[Annotated[str, {"enum": DEVICES}], DeviceShare], "By device, most operations first."]
+    operations: Annotated[tuple[PlacedOperation, ...], "Operations of the compiled program, in order."]
 
 
-def _figures(fidelity: Fidelity, masks: MaskMeter | None, validation: Validation) -> Values:
-    ranking, mask = fidelity.ranking, fidelity.masks
-    return {
-        "signals": {
-            name: {
-                "snr": signal.snr,
-                "worst_snr": signal.worst_snr,
-                "cosine": signal.cosine,
-                "largest_difference": signal.max_abs_difference,
-            }
-            for name, signal in fidelity.signals.items()
-        },
-        "ranking": ranking
-        and {
-            "top1": ranking.top1_agreement,
-            "top5": ranking.top5_agreement,
-            "margin": ranking.margin,
-            "largest_difference": ranking.max_abs_difference,
-            "kl": ranking.kl,
-        },
-        "masks": mask
-        and {
-            "pixels": mask.pixel_agreement,
-            "mean_iou": mask.mean_iou,
-            "classes": mask.classes,
-            "by_class": [
-                {"index": one.index, "class": class_name(validation, one.index), "pixels": one.pixels, "iou": one.iou}
-                for one in overlaps(masks)
-            ],
-        },
-    }
+@dataclass(frozen=True)
+class ClassProbability:
+    """A class among the first five of either side."""
+
+    index: ClassIndex
+    class_: ClassName
+    original: Annotated[float, "Probability in PyTorch."]
+    package: Annotated[float, "Probability in the package."]
 
 
-def _gate(result: GateResult) -> Values:
-    return {
-        "name": result.name,
-        "what": result.bound.description,
-        "unit": result.bound.unit,
-        "needed": result.gate,
-        "at_least": result.bound.at_least,
-        "got": result.figure,
-        "passed": result.passed,
-        "verdict": gate_verdict(result),
-    }
+@dataclass(frozen=True)
+class WorstImage:
+    """One of the images with the least SNR."""
+
+    picture: Annotated[str, "Name of the image."]
+    snr: Annotated[float | None, "SNR of the worst signal, dB; null without signals."]
+    cosine: Annotated[float | None, "Cosine of the worst signal; null without signals."]
+    max_abs_difference: Annotated[float | None, "Largest absolute difference of any signal; null without signals."]
+    kl: Annotated[float | None, "Divergence of the probabilities, nats; null unless a classifier."]
+    same_first: Annotated[bool | None, "True if both sides have the same first class; null unless a classifier."]
+    margin: Annotated[float | None, "Difference of the original's first two probabilities; null unless a classifier."]
+    pixels: Annotated[float | None, "Share of pixels with the same class; null unless a segmenter."]
+    mean_iou: Annotated[float | None, "Intersection over union of both masks; null unless a segmenter."]
+    correct: Annotated[Mapping[str, bool] | None, "By side: true if the true class is first; null if unknown."]
+    classes: Annotated[tuple[ClassProbability, ...], "Most probable in the original first."]
 
 
-def _accuracy(accuracy: Mapping[str, Mapping[str, float]]) -> Values | None:
-    if not accuracy:
-        return None
-    ours, theirs = accuracy[ORIGINAL], accuracy[PACKAGE]
-    return {
-        ORIGINAL: dict(ours),
-        PACKAGE: dict(theirs),
-        "difference": {name: theirs[name] - ours[name] for name in ours},
-    }
+@dataclass(frozen=True)
+class Run:
+    """A function on a backend."""
+
+    backend: Annotated[str, "Reference evaluator or Core ML.", {"enum": ["reference", "coreml"]}]
+    compute_units: Annotated[str | None, "Compute units of Core ML; null of the reference, and if Core ML was not run."]
+    function: Annotated[str, "Name of the function."]
+    asked: Annotated[bool, "True if the verdict of the validation depends on it."]
+    verdict: Annotated[Verdict, "Verdict of this run."]
+    reason: Annotated[str, "Reason why something was not measured; empty if all was."]
+    seconds: Annotated[float, "Duration, seconds."]
+    pictures: Annotated[int, "Number of images compared."]
+    figures: Annotated[Figures | None, "Fidelity; null if nothing was measured."]
+    gates: Annotated[tuple[Gate, ...], "Bounds of the figures; empty if nothing was measured."]
+    accuracy: Annotated[
+        Mapping[str, Mapping[str, float]] | None,
+        "Against labels, of original, package and their difference: top1 and top5, or mean_iou and pixel_agreement; "
+        "null without labels.",
+    ]
+    latency: Annotated[Latency | None, "Times of Core ML; null of the reference."]
+    plan: Annotated[Plan | None, "Plan of Core ML; null if there is none."]
+    worst: Annotated[tuple[WorstImage, ...], "Images with the least SNR, the worst first."]
+
+    @property
+    def title(self) -> str:
+        """Backend with its compute units."""
+        return self.backend if self.compute_units is None else f"{self.backend} {self.compute_units}"
 
 
-def _plan(plan: Sequence[PlannedOperation], modules: Mapping[str, str]) -> Values:
-    return {
-        "devices": {
-            one.device: {"operations": one.operations, "share": one.share, "cost": one.cost}
-            for one in device_shares(plan)
-        },
-        "operations": [{**dataclasses.asdict(one), "module": modules.get(one.operation, "")} for one in plan],
-    }
+@dataclass(frozen=True)
+class Point:
+    """A package that was built on the way to a budget."""
+
+    bytes: Annotated[int, "Size of the package."]
+    snr: Annotated[float, "SNR of the worst signal on the images it was tested with, dB."]
+    agreement: Annotated[float | None, "Share of images, or of pixels, with the same class; null of features."]
 
 
-def _seen(seen: ImageResult, validation: Validation) -> Values:
-    fidelity = seen.meters.fidelity({})
-    figures = fidelity.figures
-    differences = [signal.max_abs_difference for signal in fidelity.signals.values()]
-    ranking = fidelity.ranking
-    return {
-        "picture": seen.picture,
-        "snr": figures.get("snr"),
-        "cosine": figures.get("cosine"),
-        "largest_difference": max(differences, key=_no_number_last) if differences else None,
-        "kl": figures.get("kl"),
-        "same_first": None if ranking is None else ranking.top1_agreement == 1,
-        "margin": None if ranking is None else ranking.margin,
-        "pixels": figures.get("pixels"),
-        "mean_iou": figures.get("miou"),
-        "correct": correct(seen) or None,
-        "classes": [
-            {"index": index, "class": class_name(validation, index), ORIGINAL: ours, PACKAGE: theirs}
-            for index, ours, theirs in seen.first
-        ],
-    }
+@dataclass(frozen=True, kw_only=True)
+class ValidationReport:
+    """Validation of a Core ML package against its PyTorch model: what `validate PACKAGE --json FILE` writes."""
+
+    schema: Annotated[int, "Version of this format.", {"const": SCHEMA}] = SCHEMA
+    verdict: Annotated[Verdict, "Worst of all checks and of all runs that were asked for."]
+    reasons: Annotated[Texts, "Reasons why the verdict is not PASS; empty if it is."]
+    asked: Annotated[Texts, "Backends that the verdict depends on, with compute units."]
+    seconds: Annotated[float, "Duration of the validation, seconds."]
+    package: Package
+    pictures: Images
+    classes: Annotated[Texts, "Class names by index; empty of features."]
+    notes: Annotated[Texts, "Assumptions about the checkpoint."]
+    forecast: Forecast
+    functions: Annotated[Mapping[str, Function], "By name; main if there is one size only."]
+    runs: Annotated[tuple[Run, ...], "Each function on each backend, those that were not run included."]
+    curve: Annotated[tuple[Point, ...], "Packages built on the way to a budget, by the record; empty of others."]
 
 
-def _no_number_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+@dataclass(frozen=True)
+class Quality:
+    """Fidelity of a compressed package against PyTorch, by signal."""
+
+    snr: Annotated[Mapping[str, float], "SNR over all images, dB."]
+    worst_picture_snr: Annotated[Mapping[str, float], "SNR of the worst image, dB."]
+    cosine: Annotated[Mapping[str, float], "Cosine over all images."]
+    agreement: Annotated[float | None, "Share of images, or of pixels, with the same class; null of features."]
 
 
-def _strict(value: Any) -> Any:
-    """What strict JSON has: numbers that are some, texts that can be encoded, lists, keys that are texts."""
-    if isinstance(value, Mapping):
-        return {_strict(str(key)): _strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    return value
+@dataclass(frozen=True, kw_only=True)
+class CompressionReport:
+    """Compression of a package: what `convert --report FILE.json` writes."""
+
+    schema: Annotated[int, "Version of this format.", {"const": COMPRESSION_SCHEMA}] = COMPRESSION_SCHEMA
+    package: Annotated[str, "Name of the package."]
+    bytes: Annotated[int, "Size of the package."]
+    scheme: Annotated[str, "Format or budget asked for."]
+    calibrated_with: Annotated[int, "Number of images for calibration."]
+    tested_with: Annotated[int, "Number of other images for the test."]
+    quality: Quality
+    curve: Annotated[tuple[Point, ...], "Packages built on the way to a budget."]
+    layers: Annotated[tuple[StoredLayer, ...], "Layers that could be compressed."]
+    left: Annotated[Mapping[str, str], "Layers kept in fp16, with the reason."]

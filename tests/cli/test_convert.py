@@ -66,9 +66,9 @@ def test_prints_what_a_person_wants_to_know(command_run: tuple[Path, str], xs_sn
                Hugging Face naming, sha256 {digest[:12]}…
   Swift class  MobileViT_XS_fp16
   verified     PASS, logits \d\d\.\d dB SNR against PyTorch fp32 \(gate 30 dB\)
-               worst picture \d\d\.\d dB, cosine 0\.99\d+
+               worst image \d\d\.\d dB, cosine 0\.99\d+
                largest difference of a probability [\d.e-]+, KL [\d.e-]+ nats
-               top-1 equal on [\d]+%, top-5 on [\d]+% of 8 pictures
+               top-1 equal on [\d.]+%, top-5 on [\d.]+% of 8 images
                smallest top-1 margin [\d.e-]+
   seconds      weights [\d.]+, model [\d.]+, convert [\d.]+, save [\d.]+, verify [\d.]+
 """

@@ -5,18 +5,18 @@ import dataclasses
 import io
 import math
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from mobilevit_coreml.errors import InputError, OutputError
+from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.metrics import NOT_RUN
-from mobilevit_coreml.report.html import Html, check_drawable, page, table
+from mobilevit_coreml.report.collect import validation_report
 from mobilevit_coreml.report.page import write_html
-from mobilevit_coreml.report.plots import operation_errors, probabilities
+from mobilevit_coreml.report.plots import ORANGE, operation_errors, probabilities
 from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.program import Mismatch
 from mobilevit_coreml.validation.run import Validation
@@ -97,7 +97,7 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     assert found.all("p")[0] == "✓ PASS"
     assert found.all("h1") == ["classifier.mlpackage"]
     assert "NOT_RUN: coreml. Core ML is on a Mac only; the verdict says nothing of it." in found.all("p")
-    assert "NOT_RUN: gate latency, which reference could not measure." in found.all("p")
+    assert "NOT_RUN: gate latency was not measured on reference." in found.all("p")
     assert found.all("span").count("○ NOT_RUN") == 3  # Core ML twice, and that gate
     assert "not measured" in found.all("td")
 
@@ -107,7 +107,7 @@ def test_a_package_that_fails_says_why_and_where(tmp_path: Path) -> None:
     assert "✗ FAIL" in found.all("p")
     assert any(text.startswith("first mismatch: gelu stage3_1_layers_1_activation of ") for text in found.all("li"))
     assert "First mismatch:" in found.all("strong")
-    assert "What departs: 1 operation" in found.all("h3")
+    assert "Mismatch: 1 operation" in found.all("h3")
     assert "first mismatch" in found.all("text")  # of the plot
 
 
@@ -119,7 +119,7 @@ def test_what_was_asked_for_and_not_run_is_no_pass(tmp_path: Path) -> None:
     assert found.all("title") == ["NOT_RUN: features.mlpackage"]
     assert '<header class="NOT_RUN">' in text
     assert "coreml: Core ML is on a Mac only" in found.all("li")
-    assert "Worst pictures" not in found.all("h2")
+    assert "Worst images" not in found.all("h2")
 
 
 def test_each_plot_is_there_where_there_is_something_to_plot(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_each_plot_is_there_where_there_is_something_to_plot(tmp_path: Path) -> 
         "SNR of each operation in program order, its own and accumulated",
         "Probabilities of the package against PyTorch's, and their differences",
         "Size against SNR of all packages that were built",
-        "Devices that Core ML means to use, in program order",
+        "Devices that Core ML plans to use, in program order",
     )
     assert Page(written(tmp_path, good("classifier"))).labels == [points, errors]
     assert Page(written(tmp_path, good("segmenter"), "segmenter")).labels == [errors]
@@ -161,7 +161,53 @@ def test_the_worst_pictures_are_on_the_page(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(base64.b64decode(images[0].partition(",")[2]))) as image:
         assert (image.format, image.size) == ("JPEG", (64, 64))
     first = reference_run(validation).measured.worst[0].first[0]
-    assert f"{100 * first[1]:.3f} %" in found.all("td")
+    assert f"{100 * first[1]:.3f}%" in found.all("td")
+
+
+def pixels(uri: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    """(H, W, RGB) of an image in a page."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.array(image.convert("RGB"))
+
+
+def test_a_segmenter_has_both_masks_and_where_they_differ(tmp_path: Path) -> None:
+    """In pixels: the page's images against the class maps of the first of the worst images."""
+    validation = good("segmenter")
+    found = Page(written(tmp_path, validation, "segmenter"))
+    assert found.all("figcaption")[-4:] == ["image", "PyTorch's mask", "package's mask", "difference"]
+    result = reference_run(validation).measured.worst[0]
+    assert result.masks is not None
+    colors = np.array([ImageColor.getrgb(color) for color in validation.record.colors])
+    first = [one for one in found.loaded if one.startswith("data:image/")][:4]
+    photograph, *maps = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).convert("RGB")) for one in first
+    )
+    assert photograph.shape == (128, 128, 3)
+    for side, drawn in zip(result.masks, maps, strict=False):
+        np.testing.assert_array_equal(drawn, colors[side])
+    differs = result.masks[0] != result.masks[1]
+    assert 0 < differs.mean() < 0.1
+    np.testing.assert_array_equal((maps[2] == ImageColor.getrgb(ORANGE)).all(-1), differs)
+    assert len(found.all("figcaption")) == 1 + 4 * len(reference_run(validation).measured.worst)
+
+
+def test_masks_are_shown_at_most_256_pixels_large_and_lose_no_difference(tmp_path: Path) -> None:
+    """A single pixel that differs, and a class that is none, in a mask that is shown at half its size."""
+    validation = good("segmenter")
+    contract = dataclasses.replace(validation.original.record.preprocessing, crop=(512, 384))
+    ours = np.zeros((512, 384), np.int16)
+    theirs = ours.copy()
+    theirs[101, 200], theirs[0, 0] = 999, 2
+    run = reference_run(validation)
+    worst = [dataclasses.replace(run.measured.worst[0], masks=(ours, theirs))]
+    changed = dataclasses.replace(run, measured=dataclasses.replace(run.measured, worst=worst))
+    original = dataclasses.replace(
+        validation.original, record=dataclasses.replace(validation.original.record, preprocessing=contract)
+    )
+    found = Page(written(tmp_path, dataclasses.replace(validation, runs=(changed,), original=original), "segmenter"))
+    differs = pixels(found.loaded[-1])
+    assert differs.shape == (256, 192, 3)
+    assert np.argwhere((differs == ImageColor.getrgb(ORANGE)).all(-1)).tolist() == [[0, 0], [50, 100]]
 
 
 def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
@@ -172,8 +218,8 @@ def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
     names = [seen.picture for seen in reference_run(validation).measured.worst]
     write_html(tmp_path / "report.html", validation, {FUNCTION: [LabelledImage(names[0], gone)]})
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "the picture can no longer be read" in found.all("p")
-    assert "no picture" in found.all("p")
+    assert "the image can no longer be read" in found.all("p")
+    assert "no image" in found.all("p")
     assert "img" not in found.tags
 
 
@@ -224,7 +270,7 @@ def test_nothing_from_outside_is_html(tmp_path: Path) -> None:
 
 def test_file_names_that_are_no_text_are_shown(tmp_path: Path) -> None:
     validation = dataclasses.replace(good("features"), source="\udcff")
-    assert "8 pictures: ?" in Page(written(tmp_path, validation, "features")).all("td")
+    assert "8 of ?" in Page(written(tmp_path, validation, "features")).all("td")
 
 
 def test_equal_validations_make_equal_pages(tmp_path: Path) -> None:
@@ -233,14 +279,14 @@ def test_equal_validations_make_equal_pages(tmp_path: Path) -> None:
 
 
 def test_odd_numbers_are_drawn() -> None:
-    program = good("features").programs[FUNCTION]
+    function = validation_report(good("features")).functions[FUNCTION]
     odd = [
         dataclasses.replace(step, own=own, accumulated=own)
-        for step, own in zip(program.steps, (math.nan, -math.inf, math.inf, 60.0), strict=False)
+        for step, own in zip(function.operations, (math.nan, -math.inf, math.inf, 60.0), strict=False)
     ]
     for steps in (odd, odd[:1], odd[2:3]):
-        drawn = Page(operation_errors(dataclasses.replace(program, steps=tuple(steps))))
-        assert ("no number" in drawn.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
+        drawn = Page(operation_errors(dataclasses.replace(function, operations=tuple(steps))))
+        assert ("not a number" in drawn.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
     for points in ([], [(0.0, 0.0)], [(math.nan, 0.5), (0.25, 0.25)], [(1.0, 1.0)]):
         assert probabilities(points).startswith("<svg")
 
@@ -252,30 +298,11 @@ def test_many_points_are_one_picture() -> None:
 
 
 def test_an_operation_that_was_added_is_marked_where_it_is_read() -> None:
-    program = good("features").programs[FUNCTION]
-    second = program.ranges[1]
-    without = tuple(step for step in program.steps if step.operation != second.name)
-    added = dataclasses.replace(program, steps=without, mismatch=Mismatch(second.name, second.type, "", ""))
+    function = validation_report(good("features")).functions[FUNCTION]
+    second = function.ranges[1]
+    without = tuple(step for step in function.operations if step.operation != second.operation)
+    mismatch = Mismatch(second.operation, second.type, "", "")
+    added = dataclasses.replace(function, operations=without, departure=mismatch)
     assert "first mismatch" in Page(operation_errors(added)).all("text")
-    missing = dataclasses.replace(program, mismatch=Mismatch("nowhere", "", "", ""))
+    missing = dataclasses.replace(function, departure=Mismatch("nowhere", "", "", ""))
     assert "first mismatch" not in Page(operation_errors(missing)).all("text")
-
-
-def test_tables_escape_all_but_html() -> None:
-    found = table(("<b>",), [("a & b", Html("<i>c</i>"))], numbers=(1,))
-    assert "<th>&lt;b&gt;</th>" in found
-    assert '<td>a &amp; b</td><td class="number"><i>c</i></td>' in found
-
-
-def test_a_page_is_one_document() -> None:
-    found = Page(page("a < b", "<p>text</p>").decode())
-    assert (found.all("title"), found.all("p")) == (["a < b"], ["text"])
-
-
-def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(OutputError, match="expected matplotlib to draw with"):
-        check_drawable()
-    with pytest.raises(OutputError, match="expected matplotlib to draw with"):
-        write_html(tmp_path / "report.html", good("features"), {})
-    assert list(tmp_path.iterdir()) == []

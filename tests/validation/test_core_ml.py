@@ -101,7 +101,7 @@ def test_core_ml_passes(on_a_mac: Validate) -> None:
     placed = [one for one in run.plan if one.device is not None]
     assert figures["neural-engine"] == 1 - sum(one.type == "softmax" for one in placed) / len(placed)
     text = summary(result)
-    assert "left the Neural Engine: softmax stage3_1_layers_0_attention_softmax" in " ".join(text.split())
+    assert "outside the Neural Engine: softmax stage3_1_layers_0_attention_softmax" in " ".join(text.split())
     assert max(map(len, text.splitlines()[1:])) <= 80
 
 

@@ -47,9 +47,9 @@ def test_prints_what_the_verdict_rests_on(classifier: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     expected = rf"""{re.escape(str(classifier))}: PASS
   size         \d\.\d\d MB
-  made of      untrained
+  checkpoint   untrained
                seed 0
-  shown        8 pictures: synthetic
+  images       8 synthetic
   record       PASS, as the checkpoint has it
   input        PASS, as the checkpoint has it
   outputs      PASS, as the checkpoint has it
@@ -59,9 +59,9 @@ def test_prints_what_the_verdict_rests_on(classifier: Path, capsys: pytest.Captu
                \w+ with \d\d\.\d dB \(gate 55 dB\)
   fp16 range   up to [\d.]+ in \w+, of 65504
   reference    PASS, logits \d\d\.\d dB SNR against PyTorch fp32 \(gate 30 dB\)
-               worst picture \d\d\.\d dB, cosine 0\.99\d+
+               worst image \d\d\.\d dB, cosine 0\.99\d+
                largest difference of a probability [\d.e-]+, KL [\d.e-]+ nats
-               top-1 equal on \d+%, top-5 on \d+% of 8 pictures
+               top-1 equal on [\d.]+%, top-5 on [\d.]+% of 8 images
                smallest top-1 margin [\d.e-]+
   coreml       NOT_RUN, Core ML is on a Mac only
   forecast     of what may leave or slow the Neural Engine by documented rules;
