@@ -78,7 +78,7 @@ def save_segmenter(directory: Path, classes: int = 21, **overrides: Any) -> Any:
 def test_published_weights_come_from_the_cache(empty_hub: Path, xs_snapshot: Path, weights: str) -> None:
     put_in_hub(empty_hub, "apple/mobilevit-x-small", xs_snapshot)
     checkpoint = load_checkpoint(weights, "xs")
-    assert checkpoint.source.name == weights if "/" in weights else "apple/mobilevit-x-small"
+    assert checkpoint.source.name == (weights if "/" in weights else "apple/mobilevit-x-small")
     assert checkpoint.source.revision == COMMIT
     assert checkpoint.source.sha256 == hashlib.sha256((xs_snapshot / "model.safetensors").read_bytes()).hexdigest()
     assert (checkpoint.source.untrained, checkpoint.notice) == (False, None)
