@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
 from mobilevit_coreml.config import Task
-from mobilevit_coreml.errors import CheckpointError, ConfigError, InputError
+from mobilevit_coreml.errors import CheckpointError, ConfigError, InputError, check_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,11 +53,8 @@ class Preprocessing:
             raise ConfigError(
                 f"preprocessing: expected sizes of 1 to {MAX_SIDE} pixels, got {sides}; 288 and 256 are usual"
             )
-        if self.channel_order not in CHANNEL_ORDERS or self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"preprocessing: expected one of {', '.join(CHANNEL_ORDERS)} and one of {', '.join(INTERPOLATIONS)}, "
-                f"got {self.channel_order!r} and {self.interpolation!r}; BGR and bilinear are usual"
-            )
+        check_choice("channel_order", self.channel_order, CHANNEL_ORDERS, ConfigError)
+        check_choice("interpolation", self.interpolation, tuple(INTERPOLATIONS), ConfigError)
         if not (isinstance(self.scale, int | float) and 0 < self.scale <= MAX_SCALE):
             raise ConfigError(
                 f"preprocessing: expected a scale above 0, at most {MAX_SCALE}, got {self.scale!r}; 1/255 is usual"
@@ -210,10 +207,14 @@ def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source:
         )
     crop = default.crop
     if values.get("do_center_crop", True) and "crop_size" in values:
-        crop = _crop(values["crop_size"], source)
+        size = values["crop_size"]
+        sides = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
+        crop = _side(sides[0], "crop_size", source), _side(sides[1], "crop_size", source)
     resize = default.with_crop(crop).resize
     if values.get("do_resize", True) and "size" in values:
-        resize = _shorter_edge(values["size"], source)
+        size = values["size"]
+        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
+        resize = _side(edge, "size.shortest_edge", source)
     scale = values.get("rescale_factor", default.scale) if values.get("do_rescale", True) else 1.0
     if not isinstance(scale, int | float) or not 0 < scale <= MAX_SCALE:
         raise CheckpointError(
@@ -260,21 +261,9 @@ def from_timm(values: Mapping[str, Any], default: Preprocessing, source: str) ->
             raise CheckpointError(f"{source}: crop_pct: expected a share, 0.1 to 1, got {share!r}; 0.9 is usual")
         resize = math.floor(min(crop) / share)
     interpolation = settings.get("interpolation", default.interpolation)
-    if interpolation not in tuple(INTERPOLATIONS):  # a tuple, because the JSON value may be unhashable
-        raise CheckpointError(
-            f"{source}: interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {interpolation!r:.60}; "
-            "bicubic is usual"
-        )
+    # a tuple, because the JSON value may be unhashable
+    check_choice(f"{source}: interpolation", interpolation, tuple(INTERPOLATIONS), CheckpointError)
     return dataclasses.replace(default, resize=resize, interpolation=interpolation)
-
-
-def _crop(value: object, source: str) -> tuple[int, int]:
-    sides = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else (value, value)
-    return _side(sides[0], "crop_size", source), _side(sides[1], "crop_size", source)
-
-
-def _shorter_edge(value: object, source: str) -> int:
-    return _side(value.get("shortest_edge") if isinstance(value, Mapping) else value, "size.shortest_edge", source)
 
 
 def _side(value: object, name: str, source: str) -> int:

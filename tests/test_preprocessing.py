@@ -289,12 +289,15 @@ def test_pictures_that_cannot_be_prepared() -> None:
         ({"resize": 0}, "expected sizes of 1 to 8192 pixels, got (0, 256, 256)"),
         ({"resize": "x"}, "expected sizes of 1 to 8192 pixels"),
         ({"crop": (256,)}, "expected sizes of 1 to 8192 pixels"),
-        ({"interpolation": "foo"}, "got 'BGR' and 'foo'"),
-        ({"channel_order": "GRB"}, "got 'GRB' and 'bilinear'"),
+        (
+            {"interpolation": "foo"},
+            "interpolation: expected one of nearest, lanczos, bilinear, bicubic, box, hamming, got 'foo'",
+        ),
+        ({"channel_order": "GRB"}, "channel_order: expected one of BGR, RGB, got 'GRB'"),
         ({"scale": 0}, "expected a scale above 0, at most 1000, got 0"),
     ],
 )
-def test_a_contract_that_cannot_be(values: dict[str, Any], message: str) -> None:
+def test_invalid_preprocessing(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         Preprocessing(**{"resize": 288, "crop": (256, 256), "channel_order": "BGR", **values})
     assert message in str(error.value)

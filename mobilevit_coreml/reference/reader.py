@@ -264,18 +264,19 @@ def _read_image(name: str, image: Any, optional: bool) -> Feature:
             f"feature {name}: expected one of {', '.join(_COLOR_LAYOUTS.values())}, got colour space {image.colorSpace}"
         )
     sizes = tuple((int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes)
-    limits: tuple[tuple[int, int], ...] = ()
-    if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
-        height, width = image.imageSizeRange.heightRange, image.imageSizeRange.widthRange
-        limits = tuple((int(side.lowerBound), int(side.upperBound)) for side in (height, width))
+    is_range = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
+    limits = _limits((image.imageSizeRange.heightRange, image.imageSizeRange.widthRange) if is_range else ())
     dtype = "float16" if layout == "GRAYSCALE_FLOAT16" else "uint8"
     return Feature(name, "image", (int(image.height), int(image.width)), dtype, layout, optional, sizes, limits)
 
 
 def _read_array(name: str, array: Any, optional: bool) -> Feature:
     shapes = tuple(tuple(int(size) for size in shape.shape) for shape in array.enumeratedShapes.shapes)
-    limits: tuple[tuple[int, int], ...] = ()
-    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
-        limits = tuple((int(side.lowerBound), int(side.upperBound)) for side in array.shapeRange.sizeRanges)
+    is_range = array.WhichOneof("ShapeFlexibility") == "shapeRange"
+    limits = _limits(array.shapeRange.sizeRanges if is_range else ())
     dtype = _ARRAY_TYPES.get(array.dataType, "float32")
     return Feature(name, "array", tuple(int(size) for size in array.shape), dtype, None, optional, shapes, limits)
+
+
+def _limits(ranges: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(side.lowerBound), int(side.upperBound)) for side in ranges)

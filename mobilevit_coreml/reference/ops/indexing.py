@@ -1,6 +1,7 @@
 """Gather, scatter, sorting and other operations with indices. Negative indices count from the end."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,10 +17,7 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     """Slices of x along an axis; the dimensions of `indices` replace that axis."""
     axis = axis % x.dim()
     if batch_dims:
-        batch = x.shape[:batch_dims]
-        flat, index = x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1)
-        parts = [gather(part, positions, axis - batch_dims) for part, positions in zip(flat, index, strict=True)]
-        return torch.stack(parts).unflatten(0, batch)
+        return _for_each(lambda part, index: gather(part, index, axis - batch_dims), x, indices, batch_dims)
     selected = x.index_select(axis, _nonnegative(indices, x.shape[axis]).flatten())
     return selected.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
@@ -32,10 +30,7 @@ def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indice
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Slices of x at the positions in the last dimension of `indices`."""
     if batch_dims:
-        batch = x.shape[:batch_dims]
-        flat, index = x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1)
-        parts = [gather_nd(part, positions) for part, positions in zip(flat, index, strict=True)]
-        return torch.stack(parts).unflatten(0, batch)
+        return _for_each(gather_nd, x, indices, batch_dims)
     return x[tuple(_nonnegative(index, size) for index, size in zip(indices.unbind(-1), x.shape, strict=False))]
 
 
@@ -104,6 +99,13 @@ def topk(
     order = x.argsort(dim=axis, descending=not ascending, stable=True).narrow(axis, 0, k)
     values = x.gather(axis, order)
     return (values, order.to(torch.int32)) if return_indices else (values,)
+
+
+def _for_each(function: Callable[..., Tensor], x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
+    """function(x, indices) for each entry of the first batch_dims dimensions."""
+    batch = x.shape[:batch_dims]
+    entries = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
+    return torch.stack([function(*entry) for entry in entries]).unflatten(0, batch)
 
 
 _REDUCTIONS: dict[str, str] = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
