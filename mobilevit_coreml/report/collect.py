@@ -43,7 +43,7 @@ def validation_report(validation: Validation) -> values.ValidationReport:
         asked=tuple(map(str, validation.asked)),
         seconds=validation.seconds,
         package=values.Package(validation.package.name, validation.bytes, validation.digest, values.Record(**recorded)),
-        pictures=values.Images(validation.source, validation.pictures, validation.labelled),
+        pictures=values.Images(validation.source, validation.images, validation.labelled),
         classes=validation.original.classes,
         notes=validation.original.notices,
         forecast=values.Forecast(FORECAST, RULES),
@@ -214,7 +214,7 @@ def _worst(result: ImageResult, classes: Sequence[str]) -> values.WorstImage:
     differences = [signal.max_abs_difference for signal in fidelity.signals.values()]
     correct = {side: meter.first == 1 for side, meter in result.truths.items() if isinstance(meter, AccuracyMeter)}
     return values.WorstImage(
-        picture=result.picture,
+        picture=result.name,
         snr=figures.get("snr"),
         cosine=figures.get("cosine"),
         max_abs_difference=max(differences, key=lambda one: -nan_lowest(-one), default=None),

@@ -117,7 +117,7 @@ def _drawings(
     crop, record = validation.original.contracts[run.function].crop, validation.record
     return [
         (
-            _photograph(by_name.get(result.picture), crop, THUMBNAIL if result.masks is None else MASK_SIDE),
+            _photograph(by_name.get(result.name), crop, THUMBNAIL if result.masks is None else MASK_SIDE),
             None if result.masks is None else _masks(result.masks, crop, record),
         )
         for result in run.measured.worst

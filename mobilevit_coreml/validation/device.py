@@ -7,7 +7,6 @@ Nothing here has read the results of a real device yet.
 
 import base64
 import dataclasses
-import hashlib
 import math
 import os
 import zlib
@@ -36,12 +35,9 @@ from mobilevit_coreml.metrics import (
 from mobilevit_coreml.model import ClassifierOutput, FeatureExtractorOutput, Model, SegmenterOutput, model_for
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
 from mobilevit_coreml.package.metadata import PackageRecord
-from mobilevit_coreml.strict_json import JsonError, load, read_json
-from mobilevit_coreml.validation.golden import MAX_MANIFEST_BYTES
+from mobilevit_coreml.strict_json import JsonError
 from mobilevit_coreml.validation.manifest import (
-    FORMAT,
     MANIFEST,
-    SCHEMA,
     SUFFIXES,
     Device,
     FunctionAnswer,
@@ -52,11 +48,12 @@ from mobilevit_coreml.validation.manifest import (
     Latency,
     Manifest,
     Results,
+    read_manifest,
+    read_results,
 )
 from mobilevit_coreml.verification import compare
 
 MAX_TEXT = 300  # characters that are kept of one of the device's texts
-RESULTS_BYTES, IMAGE_BYTES = 2**20, 2**12  # of results.json beside the outputs: in all, and for each image
 CPU_ONLY = "cpuOnly"
 NEEDED = {"cpuAndGPU": ("gpu", "GPU"), "cpuAndNeuralEngine": ("neuralEngine", "Neural Engine")}
 # The device sums the same values in another order; beyond MAX_COMPARED_DB the rounding of its logarithms dominates.
@@ -119,7 +116,7 @@ def evaluate_device_results(
     directory = _golden_of(results) if golden is None else Path(golden)
     manifest, digest = read_manifest(directory)
     try:
-        found = _read_results(results, manifest, digest)
+        found = read_results(results, manifest, digest)
         subjects = [_subject(manifest, function, directory) for function in manifest.functions]
         answers = {(answer.units, answer.function): answer for answer in found.runs}
         runs = [
@@ -130,19 +127,6 @@ def evaluate_device_results(
     except JsonError as error:
         raise InputError(f"results {results}: {error}; run the test on the device again") from None
     return DeviceResults(results, directory, manifest, found, tuple(runs))
-
-
-def read_manifest(directory: Path) -> tuple[Manifest, str]:
-    """The manifest of a golden directory, and the sha256 of its file; raises InputError where there is none."""
-    path = directory / MANIFEST
-    try:
-        values = read_json(path, MAX_MANIFEST_BYTES)
-        found = (values.get("format"), values.get("schema")) if isinstance(values, dict) else (None, None)
-        if found != (FORMAT, SCHEMA):
-            raise JsonError(f"expected {FORMAT} of schema {SCHEMA}, got {found[0]!r:.40} {found[1]!r:.40}")
-        return load(Manifest, values, "manifest"), hashlib.sha256(path.read_bytes()).hexdigest()
-    except JsonError as error:
-        raise InputError(f"golden {path}: {error}; write it again with --golden") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,53 +267,6 @@ def _golden_of(results: Path) -> Path:
         f"results {results}: expected {MANIFEST} beside it or in the directory above, got none; "
         "copy the results into the golden directory"
     )
-
-
-def _read_results(path: Path, manifest: Manifest, digest: str) -> Results:
-    """The results of a device; JsonError for those of another package or golden directory."""
-    values = read_json(path, _max_bytes(manifest))
-    if isinstance(values, dict) and values.get("schema") != SCHEMA:
-        raise JsonError(f"expected schema {SCHEMA}, got {values.get('schema')!r:.40}")
-    results = load(Results, values, "results")
-    for got, expected, subject in (
-        (results.package, manifest.sha256, "the package in the golden directory"),
-        (results.manifest, digest, "this golden directory"),
-    ):
-        if got != expected:
-            raise JsonError(f"expected results of {subject}, {expected:.12}…, got those of another, {got:.12}…")
-    functions = {function.name: len(function.pictures) for function in manifest.functions}
-    known: set[tuple[str, str]] = set()
-    for index, answer in enumerate(results.runs):
-        where = f"results.runs[{index}]"
-        _check_one_of(answer.units, manifest.compute_units, f"{where}.units")
-        _check_one_of(answer.function, list(functions), f"{where}.function")
-        if (answer.units, answer.function) in known:
-            raise JsonError(f"{where}: expected one run of {answer.function} on {answer.units}, got two")
-        known.add((answer.units, answer.function))
-        images: set[int] = set()
-        for image in answer.pictures:
-            if not 0 <= image.index < functions[answer.function]:
-                expected = f"index 0 to {functions[answer.function] - 1}"
-                raise JsonError(f"{where}.pictures: expected {expected}, got {image.index!r:.40}")
-            if image.index in images:
-                raise JsonError(f"{where}.pictures: expected image {image.index} once, got it twice")
-            images.add(image.index)
-    return results
-
-
-def _check_one_of(value: str, choices: Sequence[str], where: str) -> None:
-    if value not in choices:
-        raise JsonError(f"{where}: expected one of {', '.join(choices):.100}, got {value!r:.40}")
-
-
-def _max_bytes(manifest: Manifest) -> int:
-    """The size results.json may have: base64 takes 4 bytes for 3, DEFLATE of noise hardly more than it is given."""
-    total = RESULTS_BYTES
-    for function in manifest.functions:
-        values = sum(math.prod(output.shape) for output in function.outputs if output.inline)
-        each = IMAGE_BYTES * (1 + 4 * len(function.outputs)) + 6 * values
-        total += len(manifest.compute_units) * len(function.pictures) * each
-    return total
 
 
 def _read_outputs(function: GoldenFunction, image: ImageAnswer, files: Path, where: str) -> Outputs:

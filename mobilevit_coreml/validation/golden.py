@@ -33,6 +33,7 @@ from mobilevit_coreml.validation.manifest import (
     FORMAT,
     IMAGES,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     PACKAGE,
     REFERENCE,
     SCHEMA,
@@ -49,7 +50,6 @@ from mobilevit_coreml.verification import MIN_SIGNIFICANT_PROBABILITY
 
 WRITTEN = {MANIFEST, SWIFT, PACKAGE, IMAGES, EXPECTED, REFERENCE, ".DS_Store"}  # the last by the Finder
 MAX_INLINE_BYTES = {"float32": 2**20, "int32": 2**24}  # before DEFLATE, which makes little of class maps
-MAX_MANIFEST_BYTES = 64 * 2**20
 COUNT = 8  # images of each function
 
 Values = npt.NDArray[np.float32] | npt.NDArray[np.int32]

@@ -42,7 +42,7 @@ class Journal:
             if not line.endswith(b"\n"):
                 file.truncate(place)
                 break
-            self._places[self._read(line).result.picture] = place
+            self._places[self._read(line).result.name] = place
             place = file.tell()
 
     def known(self, image: LabelledImage) -> ImageResult | None:

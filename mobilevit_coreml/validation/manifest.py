@@ -15,13 +15,17 @@ The dataclasses check themselves as far as one of them can be checked alone.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, TASKS
+from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.metrics import BOUNDS
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
+from mobilevit_coreml.strict_json import JsonError, load, read_json
 from mobilevit_coreml.validation.core_ml import UNITS
 
 FORMAT, SCHEMA = "mobilevit_coreml.golden", 1
@@ -30,6 +34,8 @@ PACKAGE, IMAGES, EXPECTED, REFERENCE = "package", "pictures", "expected", "refer
 SUFFIXES = {"float32": ".f32", "int32": ".i32"}  # of files of values, by their type
 MAX_VALUES = 2**28  # of one output
 MAX_PREDICTIONS = 10**6
+MAX_MANIFEST_BYTES = 64 * 2**20
+RESULTS_BYTES, IMAGE_BYTES = 2**20, 2**12  # of results.json beside the outputs: in all, and for each image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +234,66 @@ class Results:
     device: Device
     date: str
     runs: tuple[FunctionAnswer, ...]
+
+
+def read_manifest(directory: Path) -> tuple[Manifest, str]:
+    """The manifest of a golden directory, and the sha256 of its file; raises InputError where there is none."""
+    path = directory / MANIFEST
+    try:
+        values = read_json(path, MAX_MANIFEST_BYTES)
+        found = (values.get("format"), values.get("schema")) if isinstance(values, dict) else (None, None)
+        if found != (FORMAT, SCHEMA):
+            raise JsonError(f"expected {FORMAT} of schema {SCHEMA}, got {found[0]!r:.40} {found[1]!r:.40}")
+        return load(Manifest, values, "manifest"), hashlib.sha256(path.read_bytes()).hexdigest()
+    except JsonError as error:
+        raise InputError(f"golden {path}: {error}; write it again with --golden") from None
+
+
+def read_results(path: Path, manifest: Manifest, digest: str) -> Results:
+    """The results of a device; JsonError for those of another package or golden directory."""
+    values = read_json(path, _max_bytes(manifest))
+    if isinstance(values, dict) and values.get("schema") != SCHEMA:
+        raise JsonError(f"expected schema {SCHEMA}, got {values.get('schema')!r:.40}")
+    results = load(Results, values, "results")
+    for got, expected, subject in (
+        (results.package, manifest.sha256, "the package in the golden directory"),
+        (results.manifest, digest, "this golden directory"),
+    ):
+        if got != expected:
+            raise JsonError(f"expected results of {subject}, {expected:.12}…, got those of another, {got:.12}…")
+    functions = {function.name: len(function.pictures) for function in manifest.functions}
+    known: set[tuple[str, str]] = set()
+    for index, answer in enumerate(results.runs):
+        where = f"results.runs[{index}]"
+        _check_one_of(answer.units, manifest.compute_units, f"{where}.units")
+        _check_one_of(answer.function, list(functions), f"{where}.function")
+        if (answer.units, answer.function) in known:
+            raise JsonError(f"{where}: expected one run of {answer.function} on {answer.units}, got two")
+        known.add((answer.units, answer.function))
+        images: set[int] = set()
+        for image in answer.pictures:
+            if not 0 <= image.index < functions[answer.function]:
+                expected = f"index 0 to {functions[answer.function] - 1}"
+                raise JsonError(f"{where}.pictures: expected {expected}, got {image.index!r:.40}")
+            if image.index in images:
+                raise JsonError(f"{where}.pictures: expected image {image.index} once, got it twice")
+            images.add(image.index)
+    return results
+
+
+def _check_one_of(value: str, choices: Sequence[str], where: str) -> None:
+    if value not in choices:
+        raise JsonError(f"{where}: expected one of {', '.join(choices):.100}, got {value!r:.40}")
+
+
+def _max_bytes(manifest: Manifest) -> int:
+    """The size results.json may have: base64 takes 4 bytes for 3, DEFLATE of noise hardly more than it is given."""
+    total = RESULTS_BYTES
+    for function in manifest.functions:
+        values = sum(math.prod(output.shape) for output in function.outputs if output.inline)
+        each = IMAGE_BYTES * (1 + 4 * len(function.outputs)) + 6 * values
+        total += len(manifest.compute_units) * len(function.pictures) * each
+    return total
 
 
 def _check_name(name: str) -> None:

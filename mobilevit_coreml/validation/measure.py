@@ -13,7 +13,7 @@ from PIL import Image
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
-from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter, Meters
+from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter, Meters, nan_lowest
 from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, MASK, output_names
@@ -40,7 +40,7 @@ class ImageResult:
     are both sides' class maps (H, W), int16, of a segmenter; a journal does not keep them.
     """
 
-    picture: str
+    name: str
     meters: Meters
     truths: dict[str, TruthMeter]
     first: list[tuple[int, float, float]]
@@ -51,7 +51,7 @@ class ImageResult:
         """dB of the worst signal, or of masks alone the share of equal pixels; -inf for NaN."""
         figures = self.meters.fidelity({}).figures
         value = figures.get("snr", figures.get("pixels", math.nan))
-        return -math.inf if math.isnan(value) else value
+        return nan_lowest(value)
 
 
 @dataclasses.dataclass

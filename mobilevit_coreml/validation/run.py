@@ -89,7 +89,7 @@ class Validation:
     record: PackageRecord
     original: Original
     source: str
-    pictures: int
+    images: int
     labelled: bool
     declared: Mapping[str, tuple[Check, ...]]
     programs: Mapping[str, ProgramReport]
@@ -293,9 +293,9 @@ def _run(
                         journal.write(image, result)
                 measured.add(result)
                 progress(done, len(images))
-            lacking = {one.picture for one in measured.worst if one.masks is None and record.task == SEGMENTATION}
+            lacking = {one.name for one in measured.worst if one.masks is None and record.task == SEGMENTATION}
             again = {image.name: compare(image) for image in images if image.name in lacking}  # a journal has no masks
-            measured.worst = [again.get(one.picture, one) for one in measured.worst]
+            measured.worst = [again.get(one.name, one) for one in measured.worst]
             if backend.name == CORE_ML:
                 extras["latency"] = ask("latency", images[0].prepared())
                 try:

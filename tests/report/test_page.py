@@ -154,7 +154,7 @@ def test_the_worst_pictures_are_on_the_page(tmp_path: Path) -> None:
     validation = good("classifier")
     text = written(tmp_path, validation)
     found = Page(text)
-    names = [seen.picture for seen in reference_run(validation).measured.worst]
+    names = [seen.name for seen in reference_run(validation).measured.worst]
     assert [name for name in found.all("h4") if name in names] == names
     images = [one for one in found.loaded if one.startswith("data:image/jpeg;base64,")]
     assert len(images) == len(names)
@@ -215,7 +215,7 @@ def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
         raise InputError("image a.png: expected an image Pillow can read, got none")
 
     validation = good("classifier")
-    names = [seen.picture for seen in reference_run(validation).measured.worst]
+    names = [seen.name for seen in reference_run(validation).measured.worst]
     write_html(tmp_path / "report.html", validation, {FUNCTION: [LabelledImage(names[0], gone)]})
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "the image can no longer be read" in found.all("p")
@@ -241,7 +241,7 @@ def evil(validation: Validation) -> Validation:
         mismatch=Mismatch(EVIL, EVIL, EVIL, EVIL),
     )
     run = reference_run(validation)
-    worst = [dataclasses.replace(seen, picture=EVIL) for seen in run.measured.worst]
+    worst = [dataclasses.replace(seen, name=EVIL) for seen in run.measured.worst]
     run = dataclasses.replace(run, reason=EVIL, measured=dataclasses.replace(run.measured, worst=worst))
     return dataclasses.replace(
         validation,

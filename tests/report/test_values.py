@@ -232,7 +232,7 @@ def test_has_every_figure_of_a_classifier() -> None:
     )
     worst = run["worst"][0]
     seen = reference_run(validation).measured.worst[0]
-    assert (worst["picture"], worst["snr"]) == (seen.picture, seen.snr)
+    assert (worst["picture"], worst["snr"]) == (seen.name, seen.snr)
     assert worst["same_first"] is True
     assert set(worst["correct"]) == {"original", "package"}
     assert [(one["index"], one["original"], one["package"]) for one in worst["classes"]] == seen.first
@@ -299,7 +299,7 @@ def test_texts_that_are_none_can_be_written(tmp_path: Path) -> None:
     """File names may be bytes that are no text."""
     validation = good("features")
     run = reference_run(validation)
-    seen = dataclasses.replace(run.measured.worst[0], picture="\udcff.png")
+    seen = dataclasses.replace(run.measured.worst[0], name="\udcff.png")
     odd = dataclasses.replace(run, measured=Measured(run.measured.meters, {}, [seen]))
     values = report_values(dataclasses.replace(validation, runs=(odd,)))
     write_json(tmp_path / "report.json", values)

@@ -30,9 +30,9 @@ from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.validation import golden
 from mobilevit_coreml.validation.core_ml import UNITS
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
-from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results, read_manifest
+from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_results
 from mobilevit_coreml.validation.golden import swift_test, write_golden
-from mobilevit_coreml.validation.manifest import MANIFEST, RESULTS, SWIFT
+from mobilevit_coreml.validation.manifest import MANIFEST, RESULTS, SWIFT, read_manifest
 from mobilevit_coreml.validation.original import Original, load_original
 from mobilevit_coreml.validation.run import digest_of
 from tests.validation.fault_injection import FAULTS
@@ -486,7 +486,7 @@ def test_no_numbers_do_not_pass(good: dict[str, Any], directories: Callable[[str
     outputs[CLASS_PROBABILITIES] = deflated(np.float32(math.nan).tobytes() + data[4:])
     found = judged(directories("classifier"), good, tmp_path)
     assert found.units["all"] == FAIL
-    assert "no finite SNR" in summary(found)
+    assert "gate snr: expected at least 30 dB, got NaN dB" in summary(found)
 
 
 def test_another_class_than_the_probabilities_say(

@@ -107,11 +107,11 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
         assert run.accuracy[side]["pixel_agreement"] == pytest.approx((truth[counts] == mask[counts]).mean())
     resumed = reference_run(validate(segmenter, images=tmp_path, journal=journal))  # the journal has no masks
     for worst in (run.measured.worst, resumed.measured.worst):
-        assert sorted(one.picture for one in worst) == ["0", "1", "2"]
+        assert sorted(one.name for one in worst) == ["0", "1", "2"]
         for one in worst:
             assert one.masks is not None
             for side, class_map in zip(("original", "package"), one.masks, strict=True):
-                np.testing.assert_array_equal(class_map, sides[side][int(one.picture)])
+                np.testing.assert_array_equal(class_map, sides[side][int(one.name)])
 
 
 def test_the_worst_pictures_are_kept(classifier: Path) -> None:
