@@ -111,13 +111,22 @@ def _compare_masks(
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[name]))
     elif HEAD in outputs:
         _signal(meters, LOGITS, logits, torch.from_numpy(outputs[HEAD]))
+    if options.type not in (LABELS, MASK) and not _outputs_logits(options):
+        _signal(meters, "output", segmentation_output(logits, options, model.config), torch.from_numpy(outputs[name]))
+    meters.masks = MaskMeter(model.config.num_labels)
+    meters.masks.add(*class_maps(model, options, logits, outputs))
+
+
+def class_maps(
+    model: Model, options: OutputOptions, logits: Tensor, outputs: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Class indices (H, W) of a segmenter's logits and of a package's output, of the output's size."""
+    (name,) = output_names(SEGMENTATION, options)
     expected, output = segmentation_output(logits, options, model.config), torch.from_numpy(np.array(outputs[name]))
     if options.type not in (LABELS, MASK):
-        if not _outputs_logits(options):
-            _signal(meters, "output", expected, output)
         expected, output = expected.argmax(1), output.argmax(1)
-    meters.masks = MaskMeter(model.config.num_labels)
-    meters.masks.add(expected, output)
+    size = expected.shape[-2:]
+    return expected.reshape(size), output.reshape(size)
 
 
 def _outputs_logits(options: OutputOptions) -> bool:

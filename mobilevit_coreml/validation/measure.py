@@ -14,14 +14,13 @@ from PIL import Image
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
 from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter, Meters, nan_lowest
-from mobilevit_coreml.mil.export import segmentation_output
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, MASK, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
 from mobilevit_coreml.validation.worker import BackendError
-from mobilevit_coreml.verification import compare
+from mobilevit_coreml.verification import class_maps, compare
 
 MAX_WORST_IMAGES = 6  # that reports show
 MAX_POINTS = 2000  # pairs of probabilities to plot: those of the first images
@@ -96,9 +95,11 @@ def compare_image(
     except (KeyError, RuntimeError, ValueError) as error:
         raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
     truths = {} if image.truth is None else _truths(image.truth, record, contract, result, outputs)
-    return ImageResult(
-        image.name, meters, truths, _first(record, result, outputs), _masks(record, model, result, outputs)
-    )
+    masks = None
+    if record.task == SEGMENTATION:
+        ours, theirs = class_maps(model, record.outputs, result.logits, outputs)
+        masks = ours.short().numpy(), theirs.short().numpy()
+    return ImageResult(image.name, meters, truths, _first(record, result, outputs), masks)
 
 
 def _in_order(probabilities: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
@@ -115,21 +116,6 @@ def _first(record: PackageRecord, result: Any, outputs: Mapping[str, Any]) -> li
     best = {int(index) for side in sides for index in side.topk(min(TOP, len(side))).indices}
     rows = [(index, float(sides[0][index]), float(sides[1][index])) for index in best]
     return sorted(rows, key=lambda row: -row[1])
-
-
-def _masks(
-    record: PackageRecord, model: Model, result: Any, outputs: Mapping[str, Any]
-) -> tuple[ClassMap, ClassMap] | None:
-    """Class maps as the package puts them out, of the network's size or the crop's."""
-    if record.task != SEGMENTATION:
-        return None
-    (name,) = output_names(SEGMENTATION, record.outputs)
-    expected = segmentation_output(result.logits, record.outputs, model.config).numpy()
-    output = np.array(outputs[name]).reshape(expected.shape)
-    if record.outputs.type not in (LABELS, MASK):
-        expected, output = expected.argmax(1), output.argmax(1)
-    size = expected.shape[-2:]
-    return expected.reshape(size).astype(np.int16), output.reshape(size).astype(np.int16)
 
 
 def _truths(
