@@ -15,14 +15,14 @@ class ExportModel(nn.Module):
     """Scaled pixels (1, 3, *input_size) in the network's channel order -> the package's outputs, in its order.
 
     Classifier: probabilities (1, classes), from which Core ML makes two outputs. Segmenter:
-    `segmentation_output`. Feature extractor: pooled features, feature map, `form.hidden_states` stages.
+    `segmentation_output`. Feature extractor: pooled features, feature map, `options.hidden_states` stages.
     """
 
-    def __init__(self, model: Model, task: str, form: OutputOptions, input_size: tuple[int, int]) -> None:
+    def __init__(self, model: Model, task: str, options: OutputOptions, input_size: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
         self.task = task
-        self.form = form
+        self.options = options
         self.crop = model.config.image_hw
         self.margin = tuple((side - crop) // 2 for side, crop in zip(input_size, self.crop, strict=True))
         self.train(model.training)
@@ -36,20 +36,20 @@ class ExportModel(nn.Module):
             case Task.CLASSIFICATION:
                 return output.logits.softmax(1)
             case Task.SEGMENTATION:
-                return segmentation_output(output.logits, self.form, self.model.config)
+                return segmentation_output(output.logits, self.options, self.model.config)
             case _:
-                return (output.pooled, output.feature_map, *output.hidden_states[: self.form.hidden_states])
+                return (output.pooled, output.feature_map, *output.hidden_states[: self.options.hidden_states])
 
 
-def segmentation_output(logits: Tensor, form: OutputOptions, config: MobileViTConfig) -> Tensor:
+def segmentation_output(logits: Tensor, options: OutputOptions, config: MobileViTConfig) -> Tensor:
     """Output of a segmenter's package for the network's logits (1, classes, h, w).
 
     Class indices (H, W) int32 or (1, 1, H, W) float32, or logits or probabilities (1, classes, H, W); (H, W)
     is (h, w) or the image size.
     """
-    if form.size != NETWORK:
+    if options.size != NETWORK:
         logits = resize_bilinear(logits, config.image_hw)
-    return SEGMENTATION_OUTPUTS[form.type](logits)
+    return SEGMENTATION_OUTPUTS[options.type](logits)
 
 
 SEGMENTATION_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {

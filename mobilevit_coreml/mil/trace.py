@@ -27,7 +27,7 @@ def build_mlprogram(
     model: Model,
     task: str,
     preprocessing: Preprocessing,
-    form: OutputOptions,
+    options: OutputOptions,
     labels: Sequence[str],
     target: str,
     precision: str,
@@ -53,9 +53,9 @@ def build_mlprogram(
     classifier = ct.ClassifierConfig(list(labels), CLASS_LABEL) if task == Task.CLASSIFICATION else None
     with quietly():
         return ct.convert(
-            _trace(ExportModel(model, task, form, preprocessing.input_size), shape),
+            _trace(ExportModel(model, task, options, preprocessing.input_size), shape),
             inputs=[image],
-            outputs=_output_types(task, form),
+            outputs=_output_types(task, options),
             classifier_config=classifier,
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, target),
@@ -65,13 +65,13 @@ def build_mlprogram(
         )
 
 
-def _output_types(task: str, form: OutputOptions) -> list[Any]:
+def _output_types(task: str, options: OutputOptions) -> list[Any]:
     if task == Task.CLASSIFICATION:
         return [ct.TensorType(name="probabilities", dtype=np.float32)]
-    names = output_names(task, form)
-    if task == Task.SEGMENTATION and form.type == MASK:
+    names = output_names(task, options)
+    if task == Task.SEGMENTATION and options.type == MASK:
         return [ct.ImageType(name=name, color_layout=ct.colorlayout.GRAYSCALE) for name in names]
-    dtype = np.int32 if task == Task.SEGMENTATION and form.type == LABELS else DTYPES[form.dtype]
+    dtype = np.int32 if task == Task.SEGMENTATION and options.type == LABELS else DTYPES[options.dtype]
     return [ct.TensorType(name=name, dtype=dtype) for name in names]
 
 
