@@ -1,11 +1,28 @@
 """Gates by name, and what their results add up to."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 
+from mobilevit_coreml.compression.schemes import Budget, Palettize
+from mobilevit_coreml.config import Task
+from mobilevit_coreml.conversion import scheme_name
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.metrics import BOUNDS, FAIL, NOT_RUN, PASS, gate_results, overall, parse_gate, verdict_of
+from mobilevit_coreml.metrics import (
+    BOUNDS,
+    FAIL,
+    NOT_RUN,
+    PASS,
+    default_gates,
+    gate_results,
+    overall,
+    parse_gate,
+    quality_gates,
+    verdict_of,
+)
+from tests.package.test_record import RECORD
 
 
 @pytest.mark.parametrize(
@@ -59,3 +76,28 @@ def test_what_was_not_measured_has_not_passed() -> None:
 )
 def test_the_worst_verdict_counts(verdicts: list[str], verdict: str) -> None:
     assert overall(verdicts) == verdict
+
+
+@pytest.mark.parametrize(
+    ("task", "scheme", "gates"),
+    [
+        (Task.CLASSIFICATION, Palettize(6), {"snr": 20}),
+        (Task.FEATURES, Budget(max_size=500_000), {"snr": 20}),
+        (Task.SEGMENTATION, Budget(max_size=500_000), {"snr": 20, "pixels": 0.9}),  # class indices have no SNR
+        (Task.CLASSIFICATION, Budget(min_snr=12.5), {"snr": 12.5}),
+        (Task.CLASSIFICATION, Budget(min_snr=0.00001), {"snr": 0.00001}),
+        (Task.CLASSIFICATION, Budget(min_agreement=0.99), {"top1": 0.99}),
+        (Task.SEGMENTATION, Budget(min_agreement=0.95), {"pixels": 0.95}),
+    ],
+)
+def test_compressed_weights_have_one_policy(task: Task, scheme: Any, gates: dict[str, float]) -> None:
+    """`convert` measures quality by `quality_gates`, `validate` by `default_gates`."""
+    record = dataclasses.replace(RECORD, task=task, compression={"scheme": scheme_name(scheme)})
+    assert quality_gates(record) == pytest.approx(gates)
+    assert default_gates(record) == quality_gates(record)
+
+
+def test_uncompressed_weights_have_the_gates_of_their_precision() -> None:
+    record = dataclasses.replace(RECORD, task=Task.CLASSIFICATION, compression={})
+    assert default_gates(record) == {"snr": 30, "kl": 0.05}
+    assert default_gates(dataclasses.replace(record, precision="fp32")) == {"snr": 70, "kl": 0.001}
