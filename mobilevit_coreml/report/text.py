@@ -50,14 +50,14 @@ def verification_lines(fidelity: Fidelity, reference: str) -> list[str]:
 
 
 def fidelity_lines(fidelity: Fidelity, gates: Mapping[str, float], reference: str = PYTORCH) -> Iterator[str]:
-    """What was measured, in short lines, the worst signal first, with the gates there are."""
+    """Figures in short lines, the worst signal first, with their gates."""
     figures = figures_of(fidelity)
     yield from _signal_lines(figures, gates, reference)
     yield from _output_lines(figures, fidelity.images, gates)
 
 
 def result_lines(run: values.Run) -> Iterator[str]:
-    """What was measured beside the signals, a line each."""
+    """Figures of the outputs, accuracy and times, a line each."""
     if run.figures is not None:
         yield from _output_lines(run.figures, run.pictures, _gates(run))
     accuracy = run.accuracy or {ORIGINAL: {}}

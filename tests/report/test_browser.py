@@ -14,7 +14,7 @@ import pytest
 from mobilevit_coreml.report.compression import write_report
 from mobilevit_coreml.report.page import write_html
 from tests.report.test_compression import PLAN, QUALITY
-from tests.validation.examples import faulty, good, shown, with_core_ml, with_curve
+from tests.validation.examples import faulty, good, images_for, with_core_ml, with_curve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTH = 400  # pixels
@@ -67,8 +67,8 @@ onload = () => {
 """
 
 
-def seen(page: Path, directory: Path, dark: bool = False) -> dict[str, Any]:
-    """Whatever a browser makes of a page, WIDTH wide, and the messages of its console."""
+def measure(page: Path, directory: Path, dark: bool = False) -> dict[str, Any]:
+    """Sizes, colours and console messages of a page in a browser, WIDTH wide."""
     assert CHROMIUM is not None
     frame = directory / "frame.html"
     text = FRAME.replace("WIDTH", str(WIDTH)).replace("CONTRAST", str(MIN_CONTRAST))
@@ -85,15 +85,15 @@ def seen(page: Path, directory: Path, dark: bool = False) -> dict[str, Any]:
 
 def classifier(path: Path) -> None:
     validation = with_curve(with_core_ml(good("classifier")), [[700_000, 15.1, 0.5], [998_000, 28.6, 0.75]])
-    write_html(path, validation, shown(validation, "classifier"))
+    write_html(path, validation, images_for(validation, "classifier"))
 
 
 def segmenter(path: Path) -> None:
-    write_html(path, good("segmenter"), shown(good("segmenter"), "segmenter"))
+    write_html(path, good("segmenter"), images_for(good("segmenter"), "segmenter"))
 
 
 def failing(path: Path) -> None:
-    write_html(path, faulty(), shown(faulty(), ""))
+    write_html(path, faulty(), images_for(faulty(), ""))
 
 
 def compression(path: Path) -> None:
@@ -107,7 +107,7 @@ def compression(path: Path) -> None:
 )
 def test_a_page_can_be_read(write: Callable[[Path], None], plots: int, images: int, dark: bool, tmp_path: Path) -> None:
     write(tmp_path / "page.html")
-    found = seen(tmp_path / "page.html", tmp_path, dark)
+    found = measure(tmp_path / "page.html", tmp_path, dark)
     assert found["dark"] == dark
     assert found["console"] == []
     assert found["loaded"] == []
@@ -133,7 +133,7 @@ def test_a_page_can_be_read(write: Callable[[Path], None], plots: int, images: i
 )
 def test_what_is_wrong_is_found(wrong: str, key: str, tmp_path: Path) -> None:
     compression(tmp_path / "page.html")
-    good_page = seen(tmp_path / "page.html", tmp_path)
+    good_page = measure(tmp_path / "page.html", tmp_path)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     (tmp_path / "page.html").write_text(text.replace("</body>", f"{wrong}</body>"), encoding="utf-8")
-    assert seen(tmp_path / "page.html", tmp_path)[key] != good_page[key]
+    assert measure(tmp_path / "page.html", tmp_path)[key] != good_page[key]

@@ -100,7 +100,7 @@ def test_the_page_has_the_figures_and_loads_nothing(tmp_path: Path) -> None:
     assert "first convolution" in page.cells
 
 
-def test_the_picture_is_one(tmp_path: Path) -> None:
+def test_the_png_has_both_series(tmp_path: Path) -> None:
     with Image.open(written(tmp_path / "r.png")) as image:
         assert image.format == "PNG"
         colors = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}

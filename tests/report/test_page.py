@@ -20,7 +20,7 @@ from mobilevit_coreml.report.plots import ORANGE, operation_errors, probabilitie
 from mobilevit_coreml.validation.dataset import LabelledImage
 from mobilevit_coreml.validation.program import Mismatch
 from mobilevit_coreml.validation.run import Validation
-from tests.validation.examples import FUNCTION, faulty, good, reference_run, shown, with_core_ml, with_curve
+from tests.validation.examples import FUNCTION, faulty, good, images_for, reference_run, with_core_ml, with_curve
 
 EVIL = '<script>alert("1")</script>\'&\u202e$x$'
 VOID = ("meta", "img", "br", "path", "use", "rect", "image", "hr")
@@ -74,7 +74,7 @@ class Page(HTMLParser):
 
 
 def written(tmp_path: Path, validation: Validation, kind: str = "classifier") -> str:
-    write_html(tmp_path / "report.html", validation, shown(validation, kind))
+    write_html(tmp_path / "report.html", validation, images_for(validation, kind))
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -87,8 +87,8 @@ def test_a_page_loads_nothing(kind: str, tmp_path: Path) -> None:
     assert re.findall(r"url\((?!#)[^)]*\)|@import", text) == []
     assert "default-src 'none'" in text
     assert "<metadata>" not in text
-    drawn = [one for one in found.ids if one.startswith(("figure", "axes", "patch", "text"))]
-    assert drawn == []  # which would be there once a plot
+    plotted = [one for one in found.ids if one.startswith(("figure", "axes", "patch", "text"))]
+    assert plotted == []  # which would be there once a plot
 
 
 def test_the_verdict_comes_first(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_core_ml_has_devices_and_times(tmp_path: Path) -> None:
     assert "coreml all: 1 operation outside the Neural Engine" in found.all("summary")
 
 
-def test_the_worst_pictures_are_on_the_page(tmp_path: Path) -> None:
+def test_the_worst_images_are_on_the_page(tmp_path: Path) -> None:
     validation = good("classifier")
     text = written(tmp_path, validation)
     found = Page(text)
-    names = [seen.name for seen in reference_run(validation).measured.worst]
+    names = [result.name for result in reference_run(validation).measured.worst]
     assert [name for name in found.all("h4") if name in names] == names
     images = [one for one in found.loaded if one.startswith("data:image/jpeg;base64,")]
     assert len(images) == len(names)
@@ -183,16 +183,16 @@ def test_a_segmenter_has_both_masks_and_where_they_differ(tmp_path: Path) -> Non
         np.asarray(Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).convert("RGB")) for one in first
     )
     assert photograph.shape == (128, 128, 3)
-    for side, drawn in zip(result.masks, maps, strict=False):
-        np.testing.assert_array_equal(drawn, colors[side])
+    for side, plotted in zip(result.masks, maps, strict=False):
+        np.testing.assert_array_equal(plotted, colors[side])
     differs = result.masks[0] != result.masks[1]
     assert 0 < differs.mean() < 0.1
     np.testing.assert_array_equal((maps[2] == ImageColor.getrgb(ORANGE)).all(-1), differs)
     assert len(found.all("figcaption")) == 1 + 4 * len(reference_run(validation).measured.worst)
 
 
-def test_masks_are_shown_at_most_256_pixels_large_and_lose_no_difference(tmp_path: Path) -> None:
-    """A single pixel that differs, and a class that is none, in a mask that is shown at half its size."""
+def test_masks_are_at_most_256_pixels_large_and_lose_no_difference(tmp_path: Path) -> None:
+    """A single pixel that differs, and a class that is none, in a mask at half its size."""
     validation = good("segmenter")
     contract = dataclasses.replace(validation.original.record.preprocessing, crop=(512, 384))
     ours = np.zeros((512, 384), np.int16)
@@ -210,12 +210,12 @@ def test_masks_are_shown_at_most_256_pixels_large_and_lose_no_difference(tmp_pat
     assert np.argwhere((differs == ImageColor.getrgb(ORANGE)).all(-1)).tolist() == [[0, 0], [50, 100]]
 
 
-def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
+def test_images_that_are_gone_leave_a_page(tmp_path: Path) -> None:
     def gone() -> Image.Image:
         raise InputError("image a.png: expected an image Pillow can read, got none")
 
     validation = good("classifier")
-    names = [seen.name for seen in reference_run(validation).measured.worst]
+    names = [result.name for result in reference_run(validation).measured.worst]
     write_html(tmp_path / "report.html", validation, {FUNCTION: [LabelledImage(names[0], gone)]})
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "the image can no longer be read" in found.all("p")
@@ -241,7 +241,7 @@ def evil(validation: Validation) -> Validation:
         mismatch=Mismatch(EVIL, EVIL, EVIL, EVIL),
     )
     run = reference_run(validation)
-    worst = [dataclasses.replace(seen, name=EVIL) for seen in run.measured.worst]
+    worst = [dataclasses.replace(result, name=EVIL) for result in run.measured.worst]
     run = dataclasses.replace(run, reason=EVIL, measured=dataclasses.replace(run.measured, worst=worst))
     return dataclasses.replace(
         validation,
@@ -257,8 +257,8 @@ def evil(validation: Validation) -> Validation:
 
 def test_nothing_from_outside_is_html(tmp_path: Path) -> None:
     validation = evil(good("classifier"))
-    picture = LabelledImage(EVIL, lambda: Image.new("RGB", (64, 64)))
-    write_html(tmp_path / "report.html", validation, {FUNCTION: [picture]})
+    image = LabelledImage(EVIL, lambda: Image.new("RGB", (64, 64)))
+    write_html(tmp_path / "report.html", validation, {FUNCTION: [image]})
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     found = Page(text)
     assert "script" not in found.tags
@@ -268,7 +268,7 @@ def test_nothing_from_outside_is_html(tmp_path: Path) -> None:
     assert [one for one in found.all("text") if "script" in one] == []  # plots have no text from outside
 
 
-def test_file_names_that_are_no_text_are_shown(tmp_path: Path) -> None:
+def test_file_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
     validation = dataclasses.replace(good("features"), source="\udcff")
     assert "8 of ?" in Page(written(tmp_path, validation, "features")).all("td")
 
@@ -278,20 +278,20 @@ def test_equal_validations_make_equal_pages(tmp_path: Path) -> None:
     assert written(tmp_path, validation) == written(tmp_path, validation)
 
 
-def test_odd_numbers_are_drawn() -> None:
+def test_numbers_that_are_not_finite_are_plotted() -> None:
     function = validation_report(good("features")).functions[FUNCTION]
     odd = [
         dataclasses.replace(step, own=own, accumulated=own)
         for step, own in zip(function.operations, (math.nan, -math.inf, math.inf, 60.0), strict=False)
     ]
     for steps in (odd, odd[:1], odd[2:3]):
-        drawn = Page(operation_errors(dataclasses.replace(function, operations=tuple(steps))))
-        assert ("not a number" in drawn.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
+        plotted = Page(operation_errors(dataclasses.replace(function, operations=tuple(steps))))
+        assert ("not a number" in plotted.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
     for points in ([], [(0.0, 0.0)], [(math.nan, 0.5), (0.25, 0.25)], [(1.0, 1.0)]):
         assert probabilities(points).startswith("<svg")
 
 
-def test_many_points_are_one_picture() -> None:
+def test_many_points_are_one_embedded_image() -> None:
     many = probabilities([(index / 1000, index / 1001) for index in range(1, 1000)])
     assert "data:image/png;base64," in many
     assert many.count("<use") < 200

@@ -231,12 +231,12 @@ def test_has_every_figure_of_a_classifier() -> None:
         run["accuracy"]["package"]["top1"] - run["accuracy"]["original"]["top1"]
     )
     worst = run["worst"][0]
-    seen = reference_run(validation).measured.worst[0]
-    assert (worst["picture"], worst["snr"]) == (seen.name, seen.snr)
+    result = reference_run(validation).measured.worst[0]
+    assert (worst["picture"], worst["snr"]) == (result.name, result.snr)
     assert worst["same_first"] is True
     assert set(worst["correct"]) == {"original", "package"}
-    assert [(one["index"], one["original"], one["package"]) for one in worst["classes"]] == seen.first
-    assert worst["classes"][0]["class"] == validation.original.classes[seen.first[0][0]]
+    assert [(one["index"], one["original"], one["package"]) for one in worst["classes"]] == result.first
+    assert worst["classes"][0]["class"] == validation.original.classes[result.first[0][0]]
 
 
 def test_has_each_class_of_a_segmenter() -> None:
@@ -299,8 +299,8 @@ def test_texts_that_are_none_can_be_written(tmp_path: Path) -> None:
     """File names may be bytes that are no text."""
     validation = good("features")
     run = reference_run(validation)
-    seen = dataclasses.replace(run.measured.worst[0], name="\udcff.png")
-    odd = dataclasses.replace(run, measured=Measured(run.measured.meters, {}, [seen]))
+    result = dataclasses.replace(run.measured.worst[0], name="\udcff.png")
+    odd = dataclasses.replace(run, measured=Measured(run.measured.meters, {}, [result]))
     values = report_values(dataclasses.replace(validation, runs=(odd,)))
     write_json(tmp_path / "report.json", values)
     assert (

@@ -49,7 +49,7 @@ def good(kind: str) -> Validation:
     """Of a package by its name in PACKAGES; a classifier's with labelled images."""
     images = directory() / "labelled" if kind == "classifier" else None
     validation = validate(package(kind), images=images, backend=REFERENCE, gates={"latency": 5.0})
-    return dataclasses.replace(validation, gates=())  # what nothing here measures is shown, and decides nothing
+    return dataclasses.replace(validation, gates=())  # latency is reported, and decides nothing
 
 
 @cache
@@ -61,8 +61,8 @@ def faulty() -> Validation:
     return validate(path, backend=REFERENCE)
 
 
-def shown(validation: Validation, kind: str) -> dict[str, Sequence[LabelledImage]]:
-    """What its function was shown."""
+def images_for(validation: Validation, kind: str) -> dict[str, Sequence[LabelledImage]]:
+    """Images of its function."""
     images = directory() / "labelled" if kind == "classifier" else None
     contract = validation.original.contracts[FUNCTION]
     return {FUNCTION: load_images(images, validation.record.task, validation.original.classes, contract)}
