@@ -1,15 +1,13 @@
 """From a checkpoint to a package, stage by stage: weights, model, compression, ML Program, disk, verification."""
 
-import contextlib
 import dataclasses
-import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobilevit_coreml.compression.schemes import Budget, Compression
+from mobilevit_coreml.compression.schemes import Budget, Compression, split
 from mobilevit_coreml.config import VARIANTS, Task
 from mobilevit_coreml.errors import ConversionError, OutputError, check_choice
 from mobilevit_coreml.labels import read_labels
@@ -31,18 +29,14 @@ from mobilevit_coreml.publish import check_file_free, publish, staging
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from mobilevit_coreml.checkpoints.load import Checkpoint
-    from mobilevit_coreml.compression.plan import Plan
+    from mobilevit_coreml.compression.plan import Plan, StoredLayer
     from mobilevit_coreml.metrics import Fidelity
     from mobilevit_coreml.model import Model
 
 REPORTS = (".html", ".json", ".png")
 MIN_IMAGES = 3  # two to calibrate with, one to test
-CALIBRATION_IMAGES = 24  # at most
-TEST_IMAGES = 24  # at most, of a compressed package
-CALIBRATION_PIXELS = 120 * 256**2  # of all crops to calibrate with
 
 StrPath = str | os.PathLike[str]
 
@@ -120,15 +114,15 @@ def convert(
     with staging(path) as staged:
         progress("model")
         models, folded = _models(checkpoint, record)
-        plan: Plan | None = None
+        plan, programs = None, None
         if options.compression is not None:
             progress("compress")
-            paths, plan = _planned(
+            paths, plan, programs = _planned(
                 options.compression, models, folded, record, class_names, target, paths, staged, progress
             )
             folded, record = _compressed(folded, record, plan)
         progress("convert")
-        programs = _programs(folded, plan, record, class_names, target)
+        programs = programs or _programs(folded, plan, record, class_names, target)
         progress("save")
         operations = _save(programs, record, staged)
         fidelity, quality = {}, {}
@@ -298,59 +292,37 @@ def _planned(
     images: Sequence[Path],
     staged: Path,
     progress: Progress,
-) -> "tuple[Sequence[Path], Plan]":
-    """How the weights are to be stored, and the images that had no part in it."""
+) -> "tuple[Sequence[Path], Plan, dict[str, Any] | None]":
+    """The storage formats of the weights, the images that had no part in it, and the programs if they are built."""
+    from mobilevit_coreml.compression.calibrate import calibration_crops
     from mobilevit_coreml.compression.plan import budget_plan, uniform_plan
-    from mobilevit_coreml.metrics import quality_gates
+    from mobilevit_coreml.compression.search import Quality
+    from mobilevit_coreml.scoring import scorer
 
-    function, preprocessing = next(iter(record.by_function().items()))
+    (function, preprocessing), *_ = record.by_function().items()
     calibration, test = split(images)
-    crops = _crops(preprocessing, calibration) if calibration else None
+    crops = calibration_crops(preprocessing, calibration) if calibration else None
+    model, precision, calibrated = folded[function], record.precision, len(calibration)
     if not isinstance(compression, Budget):
-        return test, uniform_plan(compression.format, folded[function], crops, len(calibration), _steps(progress))
+        return test, uniform_plan(compression.format, model, precision, crops, calibrated, progress), None
     assert crops is not None
+    predicted = scorer(models[function], record, preprocessing, _prepared(preprocessing, test))
+    built: dict[tuple[StoredLayer, ...], dict[str, Any]] = {}
 
-    def build(plan: "Plan") -> tuple[int, float, float | None]:
-        tried = staged.with_name("tried.mlpackage")
-        weights, made = _compressed({function: folded[function]}, record, plan)
-        _save(_programs(weights, plan, made, class_names, target), made, tried)
-        (quality,) = _verify(tried, models, made, test, quality_gates(made)).values()
-        size = size_of(tried)
-        shutil.rmtree(tried)
-        return size, quality.worst.snr, quality.agreement
+    def score(stored: "Model") -> Quality:
+        fidelity = predicted(stored)
+        return Quality(fidelity.worst.snr, fidelity.agreement)
 
-    return test, budget_plan(compression, folded[function], crops, len(calibration), build, _steps(progress))
+    def build(plan: "Plan") -> tuple[int, Quality]:
+        built.clear()
+        package = staged.with_name("built.mlpackage")
+        stored, described = _compressed({function: model}, record, plan)
+        built[plan.layers] = _programs(stored, plan, described, class_names, target)
+        _save(built[plan.layers], described, package)
+        (fidelity,) = _verify(package, models, described, test, {}).values()
+        size = size_of(package)
+        shutil.rmtree(package)
+        return size, Quality(fidelity.worst.snr, fidelity.agreement)
 
-
-def _steps(progress: Progress) -> Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]:
-    @contextlib.contextmanager
-    def steps(stage: str, total: int) -> Iterator[Callable[[], None]]:
-        done = itertools.count(1)
-        progress(stage, 0, total)
-        yield lambda: progress(stage, next(done), total)
-
-    return steps
-
-
-def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Images to calibrate with, and every third, to test with; of many an even choice."""
-    calibration = [path for index, path in enumerate(images) if index % 3 != 2]
-    return _some(calibration, CALIBRATION_IMAGES), _some(images[2::3], TEST_IMAGES)
-
-
-def _some(paths: Sequence[Path], count: int) -> list[Path]:
-    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else list(paths)
-
-
-def _crops(preprocessing: Preprocessing, images: Sequence[Path]) -> "Tensor":
-    """Crops of images for calibration, as the network gets them: more of them the smaller they are."""
-    import torch
-
-    from mobilevit_coreml.compression.calibrate import views_of
-    from mobilevit_coreml.images import read_image
-
-    height, width = preprocessing.crop
-    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
-    uncropped = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
-    tensors = (torch.from_numpy(uncropped.pixels(whole.prepare(read_image(path))))[0] for path in images)
-    return views_of(tensors, preprocessing.crop, max(CALIBRATION_PIXELS // (height * width), len(images)))
+    plan = budget_plan(compression, model, precision, crops, calibrated, score, build, progress)
+    return test, plan, built.get(plan.layers)

@@ -248,7 +248,7 @@ def _formats(conversion: Conversion) -> list[str]:
         return []
     formats = Counter(layer.format for layer in plan.layers)
     counts = ", ".join(f"{count} in {name}" for name, count in formats.most_common())
-    how = f"calibrated with {plan.pictures} images" if plan.pictures else "rounded without images"
+    how = f"calibrated with {plan.images} images" if plan.images else "rounded without images"
     return [f"{len(plan.layers)} layers: {counts}", how]
 
 

@@ -1,1 +1,1 @@
-"""Smaller packages that still work: how weights are stored, which layer bears what, and the search for a budget."""
+"""Weight compression: storage formats, calibration, quantization, and the search for a format for each layer."""

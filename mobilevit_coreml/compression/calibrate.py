@@ -1,18 +1,24 @@
-"""What photographs tell of a network's layers: the inputs they get, and how much the output minds their errors."""
+"""Calibration with images: the inputs of each layer, and its sensitivity: the noise at the output for its errors."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilevit_coreml.images import read_image
 from mobilevit_coreml.model import FeatureExtractor, Model
+from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.progress import Progress, silent
 
-MIN_ELEMENTS = 1024  # a smaller weight saves less than its table and its entry in the program cost
-PROBES = 4  # random directions of the output, a picture
-PROBED = 24  # pictures
-BATCH = 4  # pictures
+CALIBRATION_PIXELS = 120 * 256**2  # of all crops
+MIN_ELEMENTS = 1024  # a smaller weight saves less than its lookup table and its entry in the program cost
+PROBES = 4  # random directions of the output, an image
+PROBED = 24  # crops
+BATCH = 4  # crops
 SEED = 0
 TINY = 1e-30
 
@@ -31,14 +37,41 @@ class Statistics:
     means: Tensor
     gradients: Tensor
 
-    def noise(self, error: Tensor) -> float:
-        """Power of the noise at the output, relative to its own, for an error (out, ...) of the weight; first order."""
-        projected = torch.einsum("pok,ok->p", self.gradients.float(), error.flatten(1).float())
-        return float((projected.double() ** 2).mean())
+    def noises(self, errors: Sequence[Tensor]) -> list[float]:
+        """Noise power at the output, relative to its own, for each error (out, ...) of the weight; first order."""
+        stacked = torch.stack([error.flatten() for error in errors]).float()
+        projected = self.gradients.flatten(1).float() @ stacked.T  # probes, errors
+        return [float(noise) for noise in (projected.double() ** 2).mean(0)]
+
+
+def calibration_crops(preprocessing: Preprocessing, images: Sequence[Path]) -> Tensor:
+    """Crops (N, 3, H, W) of images as the network gets them: the more of each, the smaller they are."""
+    height, width = preprocessing.crop
+    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
+    uncropped = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
+    tensors = (torch.from_numpy(uncropped.pixels(whole.prepare(read_image(path))))[0] for path in images)
+    return crops_of(tensors, preprocessing.crop, max(CALIBRATION_PIXELS // (height * width), len(images)))
+
+
+def crops_of(images: Iterable[Tensor], size: tuple[int, int], count: int) -> Tensor:
+    """About `count` crops (N, 3, *size) of images (3, H', W'): centre and corners, as they are and mirrored."""
+    crops = [list(_crops(image, size)) for image in images]
+    each = max(1, count // len(crops))
+    return torch.stack([crop for of_image in crops for crop in of_image[:each]])
+
+
+def _crops(image: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    (height, width), (rows, columns) = size, image.shape[1:]
+    down, right = rows - height, columns - width
+    places = [(down // 2, right // 2), (0, 0), (down, right), (0, right), (down, 0)]
+    for top, left in dict.fromkeys(places):  # without a margin all are one
+        crop = image[:, top : top + height, left : left + width]
+        yield crop
+        yield crop.flip(2)
 
 
 def layers_of(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers whose weights are worth compressing, by path, and why each of the others is left alone."""
+    """The layers whose weights are worth compressing, by path, and the reason why each other one is kept as it is."""
     chosen: dict[str, Layer] = {}
     kept: dict[str, str] = {}
     for path, module in model.named_modules():
@@ -56,7 +89,7 @@ def layers_of(model: Model) -> tuple[dict[str, Layer], dict[str, str]]:
 
 
 def relative_output(model: Model, pixels: Tensor) -> Tensor:
-    """(B, n): what counts of a model's results for pixels (B, 3, H, W), each picture's at a length of 1.
+    """(B, n): the results of a model for pixels (B, 3, H, W) that count, each image's at a length of 1.
 
     Logits, or pooled features and their map, equally.
     """
@@ -67,61 +100,61 @@ def relative_output(model: Model, pixels: Tensor) -> Tensor:
 
 
 def calibrate(
-    model: Model, layers: Mapping[str, Layer], views: Tensor, advance: Callable[[], None] = lambda: None
+    model: Model, layers: Mapping[str, Layer], crops: Tensor, progress: Progress = silent
 ) -> dict[str, Statistics]:
-    """Statistics of the layers of a folded model over views (N, 3, H, W).
+    """Statistics of the layers of a folded model over crops (N, 3, H, W)."""
+    batches, probed = crops.split(BATCH), _spread(crops, PROBED)
+    total, done = len(batches) + len(probed), itertools.count(1)
 
-    `advance` is called after each of `calibration_steps(len(views))` steps.
-    """
-    sums = _inputs(model, layers, views, advance)
-    gradients = _gradients(model, layers, _spread(views, PROBED), advance)
+    def advance() -> None:
+        progress("calibrate", next(done), total)
+
+    sums = _inputs(model, layers, batches, advance)
+    gradients = _gradients(model, layers, probed, advance)
     return {path: Statistics(*sums[path], gradients[path]) for path in layers}
-
-
-def calibration_steps(views: int) -> int:
-    """How many steps `calibrate` takes."""
-    return -(-views // BATCH) + min(views, PROBED)
 
 
 @torch.no_grad()
 def _inputs(
-    model: Model, layers: Mapping[str, Layer], views: Tensor, advance: Callable[[], None]
+    model: Model, layers: Mapping[str, Layer], batches: Sequence[Tensor], advance: Callable[[], None]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+    sizes = {path: layer.weight[0].numel() for path, layer in layers.items()}
+    moments = {path: torch.zeros(size, size) for path, size in sizes.items()}
+    totals = {path: torch.zeros(size) for path, size in sizes.items()}
+    counts = dict.fromkeys(layers, 0)
 
     def hook(path: str) -> Callable[[Layer, tuple[Tensor], Tensor], None]:
         def add(layer: Layer, inputs: tuple[Tensor], _output: Tensor) -> None:
-            rows = input_rows(layer, inputs[0])
-            moments, total = rows.T @ rows, rows.sum(0)
-            before = sums.get(path)
-            if before is not None:
-                moments, total = before[0] + moments, before[1] + total
-            sums[path] = moments, total, len(rows) + (before[2] if before is not None else 0)
+            for columns in input_columns(layer, inputs[0]):
+                moments[path].addmm_(columns, columns.T)
+                totals[path] += columns.sum(1)
+                counts[path] += columns.shape[1]
 
         return add
 
     handles = [layer.register_forward_hook(hook(path)) for path, layer in layers.items()]
     try:
-        for batch in views.split(BATCH):
+        for batch in batches:
             model(batch)
             advance()
     finally:
         for handle in handles:
             handle.remove()
-    return {path: (moments / count, total / count) for path, (moments, total, count) in sums.items()}
+    return {path: (moments[path] / counts[path], totals[path] / counts[path]) for path in layers}
 
 
-def input_rows(layer: Layer, x: Tensor) -> Tensor:
-    """Inputs of a layer as the rows (N, K) its weight matrix is multiplied with."""
+def input_columns(layer: Layer, x: Tensor) -> Iterable[Tensor]:
+    """Inputs of a layer as matrices (K, N), whose columns its weight matrix is multiplied with."""
     if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
+        return [x.reshape(-1, x.shape[-1]).T]
     assert not isinstance(layer.padding, str)
-    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # B K positions
-    return columns.transpose(1, 2).flatten(0, 1)
+    if (*layer.kernel_size, *layer.stride, *layer.padding) == (1, 1, 1, 1, 0, 0):
+        return x.flatten(2)
+    return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # B K positions
 
 
 def _gradients(
-    model: Model, layers: Mapping[str, Layer], views: Tensor, advance: Callable[[], None]
+    model: Model, layers: Mapping[str, Layer], crops: Tensor, advance: Callable[[], None]
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(SEED)
     weights = [layer.weight for layer in layers.values()]
@@ -129,8 +162,8 @@ def _gradients(
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        for view in views:
-            y = relative_output(model, view[None])[0]
+        for crop in crops:
+            y = relative_output(model, crop[None])[0]
             for direction in torch.randn(PROBES, len(y), generator=generator):
                 found = torch.autograd.grad(y @ direction, weights, retain_graph=True)
                 for path, gradient in zip(layers, found, strict=True):
@@ -142,22 +175,5 @@ def _gradients(
     return {path: torch.stack(entries) for path, entries in gradients.items()}
 
 
-def _spread(views: Tensor, count: int) -> Tensor:
-    return views[torch.linspace(0, len(views) - 1, min(count, len(views))).round().long()]
-
-
-def views_of(pictures: Iterable[Tensor], crop: tuple[int, int], count: int) -> Tensor:
-    """About `count` crops (N, 3, H, W) of pictures (3, H', W'): centre and corners, as they are and mirrored."""
-    all_views = [list(_crops(picture, crop)) for picture in pictures]
-    each = max(1, count // len(all_views))
-    return torch.stack([view for views in all_views for view in views[:each]])
-
-
-def _crops(picture: Tensor, crop: tuple[int, int]) -> Iterator[Tensor]:
-    (height, width), (rows, columns) = crop, picture.shape[1:]
-    down, right = rows - height, columns - width
-    places = [(down // 2, right // 2), (0, 0), (down, right), (0, right), (down, 0)]
-    for top, left in dict.fromkeys(places):  # without a margin all are one
-        view = picture[:, top : top + height, left : left + width]
-        yield view
-        yield view.flip(2)
+def _spread(crops: Tensor, count: int) -> Tensor:
+    return crops[torch.linspace(0, len(crops) - 1, min(count, len(crops))).round().long()]

@@ -1,4 +1,4 @@
-"""How a layer's weight can be stored: in half precision, whole or sparse, as integers, or as indices into tables."""
+"""Storage formats of a layer's weight: uncompressed, sparse, integers, or indices into lookup tables (LUT)."""
 
 import dataclasses
 import math
@@ -8,16 +8,17 @@ PALETTE_BITS = (8, 6, 4, 3, 2, 1)
 INTEGER_BITS = (8, 4)
 BLOB_ALIGNMENT = 64  # bytes: each blob of weight.bin has a header of that size, and starts at a multiple of it
 SMALLEST_BLOB = 10  # values: fewer stand in the program itself
-ENTRY_BYTES = 130  # what a second and a third blob add to the program, about
+ENTRY_BYTES = 130  # of the program for a second and a third blob, about
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
     """A way to store a weight (out, in, ...).
 
-    "float" is half precision. "integer" is `bits` wide, symmetric, with a scale for each output channel.
-    "palette" is indices of `bits` into a table of values, one for the whole weight, or one for each
-    `group_size` output channels. "sparse" is half precision with the share `zeros` of the values left out.
+    "float" is uncompressed, in the package's precision. "integer" is `bits` wide, symmetric, with a scale for each
+    output channel. "palette" is indices of `bits` into a lookup table (LUT), one for the whole weight, or one for
+    each `group_size` output channels. "sparse" leaves out the share `zeros` of the values. Scales, lookup tables and
+    sparse values have the package's precision.
     """
 
     kind: str
@@ -28,7 +29,7 @@ class Format:
     def __str__(self) -> str:
         if self.kind == PALETTE:
             return f"{self.bits}bit" + ("" if self.group_size is None else f"_g{self.group_size}")
-        return {FLOAT: "fp16", INTEGER: f"int{self.bits}", SPARSE: f"sparse{self.zeros * 100:g}"}[self.kind]
+        return {FLOAT: f"fp{self.bits}", INTEGER: f"int{self.bits}", SPARSE: f"sparse{self.zeros * 100:g}"}[self.kind]
 
     @property
     def target(self) -> str:
@@ -40,23 +41,26 @@ class Format:
         return "iOS16"
 
     def fits(self, channels: int) -> bool:
-        """Whether the group size divides the output channels."""
+        """True if the group size divides the output channels."""
         return self.group_size is None or channels % self.group_size == 0
 
-    def stored_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a package that a weight of this shape takes, nearly."""
-        size = math.prod(shape)
+    def stored_bytes(self, shape: tuple[int, ...], precision: str) -> int:
+        """Bytes that a weight of this shape takes in a package of a precision, fp16 or fp32, to some tens."""
+        size, width = math.prod(shape), UNCOMPRESSED[precision].bits // 8
         if self.kind == FLOAT:
-            return _blob(2 * size)
+            return blob_bytes(width * size)
         if self.kind == SPARSE:
-            return _blob(2 * (size - round(size * self.zeros))) + _blob(math.ceil(size / 8)) + ENTRY_BYTES
-        values = 2 * (shape[0] if self.kind == INTEGER else 2**self.bits * (shape[0] // (self.group_size or shape[0])))
-        stored = values if values < 2 * SMALLEST_BLOB else _blob(values)
-        return _blob(math.ceil(size * self.bits / 8)) + stored + ENTRY_BYTES
+            values = width * (size - round(size * self.zeros))
+            return blob_bytes(values) + blob_bytes(math.ceil(size / 8)) + ENTRY_BYTES
+        count = shape[0] if self.kind == INTEGER else 2**self.bits * (shape[0] // (self.group_size or shape[0]))
+        stored = width * count if count < SMALLEST_BLOB else blob_bytes(width * count)
+        return blob_bytes(math.ceil(size * self.bits / 8)) + stored + ENTRY_BYTES
 
 
-def _blob(size: int) -> int:
+def blob_bytes(size: int) -> int:
+    """Bytes of weight.bin that a constant of so many takes."""
     return BLOB_ALIGNMENT + math.ceil(size / BLOB_ALIGNMENT) * BLOB_ALIGNMENT
 
 
-FP16 = Format(FLOAT)
+FP16, FP32 = Format(FLOAT, 16), Format(FLOAT, 32)
+UNCOMPRESSED = {"fp16": FP16, "fp32": FP32}  # by the package's precision

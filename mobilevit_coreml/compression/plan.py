@@ -1,34 +1,32 @@
-"""How each weight of a network is going to be stored, for one format or a budget, and the model that has it so."""
+"""The storage format of each weight of a network, for one format or a budget, and the model with its weights so."""
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.compression.budget import Point, budget_steps, meet
-from mobilevit_coreml.compression.calibrate import Layer, Statistics, calibrate, calibration_steps, layers_of
-from mobilevit_coreml.compression.encoded import Encoded
-from mobilevit_coreml.compression.formats import FP16, INTEGER, PALETTE, SPARSE, Format
-from mobilevit_coreml.compression.quantize import encode
+from mobilevit_coreml.compression.calibrate import Layer, Statistics, calibrate, layers_of
+from mobilevit_coreml.compression.formats import FLOAT, FP16, INTEGER, PALETTE, SPARSE, UNCOMPRESSED, Format, blob_bytes
+from mobilevit_coreml.compression.quantize import Compensation, Encoded, compensation_of, encode
 from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.compression.search import Candidate
+from mobilevit_coreml.compression.search import MAX_STEPS, Candidate, Choice, Point, Quality, meet
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.model import Model
+from mobilevit_coreml.progress import Progress
 
-# What a budget chooses from. All are iOS16's: grouped tables bring no more there than their bytes are worth elsewhere.
-CHOICES = (FP16, Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
-
-Steps = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # a bar: its name and length to its advance
+# Of a budget, beside uncompressed. All are iOS16's: grouped lookup tables are not worth their bytes.
+COMPRESSED = (Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
+PROGRAM_BYTES = 110_000  # of a package beside its weights, about: the first guess
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredLayer:
-    """A layer that could be encoded: its format, how many weights it has, their bytes, about.
+    """A layer that could be compressed: its format, its number of weights, their bytes, about.
 
     `noise` is the power it puts at the output, relative to the output's own; None without calibration.
     """
@@ -42,15 +40,16 @@ class StoredLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The weights that are encoded, by the path of their module, and what goes with them.
+    """The weights that are compressed, by the path of their module, and what goes with them.
 
-    `bias_shifts` (out,) make up for what the encoding does to the mean output of a layer. `left` says
-    why each of the other layers was left alone. `curve` has (bytes, dB, agreement) of each package that
-    was built on the way to a budget.
+    `images` are those of the calibration. `bias_shifts` (out,) compensate what the compression does to the mean
+    output of a layer. `left` has the reason why each of the other layers is kept uncompressed. `curve`, of a budget,
+    has (bytes, dB, agreement) of other choices, scored in PyTorch, their bytes predicted, and of the chosen one, as
+    its package was measured.
     """
 
     scheme: str
-    pictures: int  # calibrated with
+    images: int
     encoded: Mapping[str, Encoded]
     bias_shifts: Mapping[str, Tensor]
     layers: tuple[StoredLayer, ...]
@@ -61,7 +60,7 @@ class Plan:
         """For the package's record: the modules by format and by reason."""
         return {
             "scheme": self.scheme,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "layers": _inverted({layer.path: layer.format for layer in self.layers}),
             "left": _inverted(self.left),
             "curve": [[size, round(snr, 2), agreement] for size, snr, agreement in self.curve],
@@ -75,60 +74,58 @@ def _inverted(values: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def uniform_plan(scheme: Format, model: Model, views: Tensor | None, pictures: int, steps: Steps) -> Plan:
-    """All layers of a folded model in one format; without views each value is rounded on its own.
+def uniform_plan(
+    scheme: Format, model: Model, precision: str, crops: Tensor | None, images: int, progress: Progress
+) -> Plan:
+    """All layers of a folded model in one format; without calibration crops each value is rounded on its own.
 
     Raises ConversionError where a group size does not divide a layer's channels.
     """
     layers, left = layers_of(model)
     _check_groups(scheme, layers)
-    statistics = _calibrated(model, layers, views, steps) if views is not None else {}
-    encoded, stored = {}, []
-    with steps("encode", len(layers)) as advance:
-        for path, layer in layers.items():
-            encoded[path], noise = _encoded(layer.weight.detach(), scheme, statistics.get(path))
-            stored.append(_stored(path, layer, scheme, noise))
-            advance()
-    return Plan(str(scheme), pictures, encoded, _bias_shifts(layers, encoded, statistics), tuple(stored), left)
+    statistics = calibrate(model, layers, crops, progress) if crops is not None else {}
+    candidates = _candidates(layers, (scheme,), precision, statistics, progress)
+    return _plan(str(scheme), images, {path: one for path, (one,) in candidates.items()}, layers, left, statistics)
 
 
 def budget_plan(
-    scheme: Budget,
+    budget: Budget,
     model: Model,
-    views: Tensor,
-    pictures: int,
-    build: Callable[[Plan], tuple[int, float, float | None]],
-    steps: Steps,
+    precision: str,
+    crops: Tensor,
+    images: int,
+    score: Callable[[Model], Quality],
+    build: Callable[[Plan], tuple[int, Quality]],
+    progress: Progress,
 ) -> Plan:
     """Each layer of a folded model in the format that serves a budget best.
 
-    `build` makes a package by a plan, and measures its bytes, dB and agreement on other pictures.
+    `score` is the quality of the model with weights as they are going to be stored, in PyTorch; `build` makes a
+    package by a plan, and measures its bytes and its quality. Both are on images without a part in the calibration.
+
     Raises ConversionError where no package meets the budget.
     """
     layers, left = layers_of(model)
-    statistics = _calibrated(model, layers, views, steps)
-    candidates: dict[str, list[Candidate]] = {}
-    with steps("encode", len(layers)) as advance:
-        for path, layer in layers.items():
-            weight = layer.weight.detach()
-            candidates[path] = [_candidate(weight, form, statistics[path]) for form in CHOICES]
-            advance()
+    statistics = calibrate(model, layers, crops, progress)
+    candidates = _candidates(layers, (UNCOMPRESSED[precision], *COMPRESSED), precision, statistics, progress)
+    done = itertools.count(1)
 
-    def plan_of(choice: Mapping[str, Candidate], curve: tuple[Point, ...] = ()) -> Plan:
-        encoded = {path: one.encoded for path, one in choice.items() if one.encoded is not None}
-        stored = tuple(_stored(path, layers[path], one.format, one.noise) for path, one in choice.items())
-        points = tuple((point.bytes, point.snr, point.agreement) for point in curve)
-        shifts = _bias_shifts(layers, encoded, statistics)
-        return Plan(str(scheme), pictures, encoded, shifts, stored, left, points)
+    def plan_of(choice: Choice) -> Plan:
+        return _plan(str(budget), images, choice, layers, left, statistics)
 
-    with steps("search", budget_steps()) as advance:
-        chosen, curve = meet(scheme, candidates, lambda choice: Point(choice, *build(plan_of(choice))), advance)
-    return plan_of(chosen.choice, curve)
+    def scored(choice: Choice) -> Quality:
+        quality = score(apply_plan(plan_of(choice), model))
+        progress("search", min(next(done), MAX_STEPS), MAX_STEPS)
+        return quality
 
+    def built(choice: Choice) -> Point:
+        point = Point(choice, *build(plan_of(choice)))
+        progress("search", min(next(done), MAX_STEPS), MAX_STEPS)
+        return point
 
-def _stored(path: str, layer: Layer, form: Format, noise: float | None) -> StoredLayer:
-    shape = tuple(layer.weight.shape)
-    return StoredLayer(path, str(form), math.prod(shape), form.stored_bytes(shape), noise)
+    chosen, curve = meet(budget, candidates, _other_bytes(model, layers, precision), scored, built)
+    points = tuple((point.bytes, point.quality.snr, point.quality.agreement) for point in curve)
+    return dataclasses.replace(plan_of(chosen.choice), curve=points)
 
 
 def apply_plan(plan: Plan, model: Model) -> Model:
@@ -142,9 +139,28 @@ def apply_plan(plan: Plan, model: Model) -> Model:
     return copied
 
 
-def _calibrated(model: Model, layers: Mapping[str, Layer], views: Tensor, steps: Steps) -> dict[str, Statistics]:
-    with steps("calibrate", calibration_steps(len(views))) as advance:
-        return calibrate(model, layers, views, advance)
+def _plan(
+    scheme: str,
+    images: int,
+    choice: Choice,
+    layers: Mapping[str, Layer],
+    left: Mapping[str, str],
+    statistics: Mapping[str, Statistics],
+) -> Plan:
+    encoded = {path: one.encoded for path, one in choice.items() if one.encoded is not None}
+    stored = tuple(
+        StoredLayer(path, str(one.format), layers[path].weight.numel(), one.bytes, one.noise if statistics else None)
+        for path, one in choice.items()
+    )
+    return Plan(scheme, images, encoded, _bias_shifts(layers, encoded, statistics), stored, left)
+
+
+def _other_bytes(model: Model, layers: Mapping[str, Layer], precision: str) -> int:
+    """A guess of the bytes of a package that are not of the layers' weights: other weights, and the program."""
+    of_layers = {id(layer.weight) for layer in layers.values()}
+    others = (parameter for parameter in model.parameters() if id(parameter) not in of_layers)
+    width = UNCOMPRESSED[precision].bits // 8
+    return PROGRAM_BYTES + sum(blob_bytes(width * parameter.numel()) for parameter in others)
 
 
 def _check_groups(scheme: Format, layers: Mapping[str, Layer]) -> None:
@@ -158,31 +174,59 @@ def _check_groups(scheme: Format, layers: Mapping[str, Layer]) -> None:
         )
 
 
-def _encoded(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
-    """A weight in a format and its noise: with statistics the best of the tables they suggest, by that."""
+def _candidates(
+    layers: Mapping[str, Layer],
+    formats: Sequence[Format],
+    precision: str,
+    statistics: Mapping[str, Statistics],
+    progress: Progress,
+) -> dict[str, list[Candidate]]:
+    """The weight of each layer in each format."""
+    candidates = {}
+    for done, (path, layer) in enumerate(layers.items(), 1):
+        candidates[path] = _candidates_of(layer.weight.detach(), formats, precision, statistics.get(path))
+        progress("encode", done, len(layers))
+    return candidates
+
+
+def _candidates_of(
+    weight: Tensor, formats: Sequence[Format], precision: str, statistics: Statistics | None
+) -> list[Candidate]:
+    """A weight in each format, in the way of least noise; without statistics noise is unknown, NaN."""
+    compensation = None if statistics is None else compensation_of(statistics.moments)
+    ways = [(form, one) for form in formats for one in _encodings(weight, form, statistics, compensation)]
+    noises = [math.nan] * len(ways)
+    if statistics is not None:
+        noises = statistics.noises([_stored(weight, form, one) - weight for form, one in ways])
+    best: dict[Format, Candidate] = {}
+    for (form, encoded), noise in zip(ways, noises, strict=True):
+        if form not in best or noise < best[form].noise:
+            best[form] = Candidate(form, form.stored_bytes(tuple(weight.shape), precision), noise, encoded)
+    return list(best.values())
+
+
+def _encodings(
+    weight: Tensor, form: Format, statistics: Statistics | None, compensation: Compensation | None
+) -> list[Encoded | None]:
+    """A weight in a format, its values fitted in one way or two."""
+    if form.kind == FLOAT:
+        return [None]
     if statistics is None:
-        return encode(weight, form, torch.ones_like(weight), None), None
-    options = [
-        encode(weight, form, importance, statistics.moments) for importance in _importances(weight, form, statistics)
-    ]
-    noises = [statistics.noise(torch.from_numpy(option.decode()) - weight) for option in options]
-    best = min(range(len(options)), key=noises.__getitem__)
-    return options[best], noises[best]
+        return [encode(weight, form, torch.ones_like(weight), None)]
+    return [encode(weight, form, importance, compensation) for importance in _importances(weight, form, statistics)]
 
 
-def _candidate(weight: Tensor, form: Format, statistics: Statistics) -> Candidate:
-    size = form.stored_bytes(tuple(weight.shape))
-    if form == FP16:
-        return Candidate(form, size, statistics.noise(weight.half().float() - weight), None)
-    encoded, noise = _encoded(weight, form, statistics)
-    assert noise is not None
-    return Candidate(form, size, noise, encoded)
+def _stored(weight: Tensor, form: Format, encoded: Encoded | None) -> Tensor:
+    if encoded is not None:
+        return torch.from_numpy(encoded.decode())
+    return weight.half().float() if form == FP16 else weight
 
 
 def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequence[Tensor]:
-    """What tables are fitted by: all weights alike, or by their inputs' power and their outputs' sensitivity.
+    """Weights of the fit of a format's values: all alike, or by their inputs' power and their outputs' sensitivity.
 
-    Half of the latter, in decibels: all of it makes tables for few weights, and leaves the others far from any value.
+    Half of the latter, in decibels: all of it makes lookup tables for few weights, and leaves the others far from any
+    value.
     """
     alike = torch.ones_like(weight)
     if form.kind == INTEGER:

@@ -1,32 +1,81 @@
-"""From a weight to its codes: tables by weighted k-means, and rounding whose errors make up for each other."""
+"""Quantization of a weight: lookup tables by weighted k-means, and error-compensated rounding (GPTQ)."""
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 
-ITERATIONS = 50  # of k-means; most tables stand still before
+ITERATIONS = 50  # of k-means; most lookup tables have converged before
 BLOCK = 64  # columns between two updates of all the rest
-DAMPING = 0.01  # of the mean squared input, on the diagonal: directions the calibration hardly shows
+DAMPING = 0.01  # of the mean squared input, on the diagonal: directions that the calibration hardly has
 
 
-def encode(weight: Tensor, format: Format, importance: Tensor, moments: Tensor | None) -> Encoded:
-    """A weight (out, in, ...) in a format, its values fitted where `importance` (same shape) is large.
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no truth value
+class Encoded:
+    """A weight as it is stored in a compressed format.
 
-    `moments` (K, K), the mean of x x^T over the layer's inputs in the order of weight.flatten(1), makes
-    the rounding of one column make up for the errors of those before (GPTQ, Frantar et al. 2022);
-    without it each value is rounded on its own.
+    `codes` has the weight's shape: int8 integers, uint8 indices, or of a sparse weight the float32 values
+    themselves. `values` is float32: scales (out,), lookup tables (groups, 2**bits), or nothing. All real numbers are
+    exact in fp16.
+    """
+
+    format: Format
+    codes: NDArray[Any]
+    values: NDArray[np.float32]
+
+    def decode(self) -> NDArray[np.float32]:
+        """The weight's values; those of integers are rounded once more, to fp16, in an fp16 package."""
+        if self.format.kind == SPARSE:
+            return self.codes
+        channels = self.codes.shape[0]
+        if self.format.kind == INTEGER:
+            return self.codes * self.values.reshape(channels, *[1] * (self.codes.ndim - 1))
+        groups = len(self.values)
+        indices = self.codes.reshape(groups, -1).astype(np.int64)
+        return np.take_along_axis(self.values, indices, axis=1).reshape(self.codes.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compensation:
+    """The part of error-compensated rounding (GPTQ, Frantar et al. 2022) that depends on a layer's inputs alone.
+
+    `order` (K,) of the columns, those with the largest inputs first; `factor` (K, K) is the upper Cholesky factor of
+    the inverse of their moments in that order: row by row, how later columns compensate the error of a column.
+    """
+
+    order: Tensor
+    factor: Tensor
+
+
+def compensation_of(moments: Tensor) -> Compensation:
+    """From the moments (K, K): the mean of x x^T over the layer's inputs, in the order of weight.flatten(1)."""
+    hessian = moments.double().clone()
+    diagonal = hessian.diagonal()
+    diagonal += DAMPING * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    order = diagonal.argsort(descending=True)  # the largest first, while most columns are left to compensate with
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    return Compensation(order, torch.linalg.cholesky(inverse, upper=True))
+
+
+def encode(weight: Tensor, format: Format, importance: Tensor, compensation: Compensation | None) -> Encoded:
+    """A weight (out, in, ...) in a compressed format, its values fitted where `importance` (same shape) is large.
+
+    Without a compensation each value is rounded on its own.
     """
     matrix, importance = weight.flatten(1).double(), importance.flatten(1).double()
     grid: _Grid | _Mask
     if format.kind == SPARSE:
         grid = _Mask(matrix.abs() * importance, format.zeros)
     else:
-        grid = _Grid(format, _scales(matrix, format) if format.kind == INTEGER else _tables(matrix, importance, format))
-    everything = torch.arange(matrix.shape[1])
-    codes = grid.codes(matrix, everything) if moments is None else _compensated(matrix, moments, grid)
+        values = _scales(matrix, format) if format.kind == INTEGER else _lookup_tables(matrix, importance, format)
+        grid = _Grid(format, values)
+    columns = torch.arange(matrix.shape[1])
+    codes = grid.codes(matrix, columns) if compensation is None else _compensated(matrix, compensation, grid)
     dtype = {INTEGER: np.int8, PALETTE: np.uint8, SPARSE: np.float32}[format.kind]
     return Encoded(format, codes.reshape(weight.shape).numpy().astype(dtype), grid.values.float().numpy())
 
@@ -64,7 +113,7 @@ class _Mask:
         self.values = importance.new_empty(0)
 
     def codes(self, x: Tensor, columns: Tensor) -> Tensor:
-        """Values (out, n) of `columns` in half precision, some of them zero."""
+        """Values (out, n) of `columns` rounded to fp16, some of them zero."""
         return _half(x) * self.kept[:, columns]
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -73,14 +122,14 @@ class _Mask:
 
 
 def _scales(matrix: Tensor, format: Format) -> Tensor:
-    """A scale for each output channel, exact in half precision."""
+    """A scale for each output channel, exact in fp16."""
     limit = 2 ** (format.bits - 1) - 1
     scales = matrix.abs().amax(1) / limit
     return _half(scales).clamp_min(torch.finfo(torch.float16).smallest_normal)
 
 
-def _tables(matrix: Tensor, importance: Tensor, format: Format) -> Tensor:
-    """(groups, 2**bits) values in ascending order, exact in half precision."""
+def _lookup_tables(matrix: Tensor, importance: Tensor, format: Format) -> Tensor:
+    """(groups, 2**bits) values in ascending order, exact in fp16."""
     groups = 1 if format.group_size is None else len(matrix) // format.group_size
     pairs = zip(matrix.reshape(groups, -1), importance.reshape(groups, -1), strict=True)
     return torch.stack([_half(weighted_kmeans(values, weights, 2**format.bits)) for values, weights in pairs])
@@ -127,18 +176,13 @@ def _spread(values: Tensor, weights: Tensor, count: int) -> Tensor:
     return values[places.clamp(max=len(values) - 1)]
 
 
-def _compensated(matrix: Tensor, moments: Tensor, grid: _Grid | _Mask) -> Tensor:
+def _compensated(matrix: Tensor, compensation: Compensation, grid: _Grid | _Mask) -> Tensor:
     """Codes (out, K), column by column, the error of each spread over those to come as the inputs correlate."""
-    rest, hessian = matrix.clone(), moments.double().clone()
-    columns = len(hessian)
-    diagonal = hessian.diagonal()
-    diagonal += DAMPING * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    order = diagonal.argsort(descending=True)  # what matters most first, while there is most to make up with
-    rest, hessian = rest[:, order], hessian[order][:, order]
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    order, factor = compensation.order, compensation.factor
+    rest = matrix[:, order]
     codes = []
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
+    for start in range(0, len(order), BLOCK):
+        stop = min(start + BLOCK, len(order))
         errors = []
         for column in range(start, stop):
             x = rest[:, column, None]

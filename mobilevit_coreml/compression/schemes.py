@@ -1,12 +1,16 @@
-"""Compression schemes: one format for all weights that bear it, or a budget."""
+"""Requests for compression, one format for all weights that bear it or a budget, and the images that it uses."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 
 from mobilevit_coreml.compression.formats import INTEGER, INTEGER_BITS, PALETTE, PALETTE_BITS, SPARSE, Format
 from mobilevit_coreml.errors import ConversionError, check_choice
 
 MAX_PACKAGE_BYTES = 10**9
 MAX_SNR_DB = 200
+CALIBRATION_IMAGES = 24  # at most
+TEST_IMAGES = 24  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,3 +97,13 @@ class Budget:
 
 
 Compression = Palettize | Quantize | Prune | Budget
+
+
+def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Images to calibrate with, and every third, to test with; of many an even choice."""
+    calibration = [path for index, path in enumerate(images) if index % 3 != 2]
+    return _evenly(calibration, CALIBRATION_IMAGES), _evenly(images[2::3], TEST_IMAGES)
+
+
+def _evenly(paths: Sequence[Path], count: int) -> list[Path]:
+    return [paths[index * len(paths) // count] for index in range(count)] if len(paths) > count else list(paths)

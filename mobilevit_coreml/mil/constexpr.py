@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from mobilevit_coreml._coremltools import AbstractGraphPass, ct, mb, register_pass, types
-from mobilevit_coreml.compression.encoded import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, SPARSE
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.model.ops import NAMESPACE
 from mobilevit_coreml.operation_names import operation_name
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mobilevit_coreml._coremltools import ct, quietly
-from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers passes and translations

@@ -19,7 +19,8 @@ import mobilevit_coreml
 from mobilevit_coreml.checkpoints.files import sha256_of
 from mobilevit_coreml.checkpoints.hub import HUB_ID, PUBLISHED, HubUnreachableError, snapshot
 from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.conversion import convert, split
+from mobilevit_coreml.compression.schemes import split
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import MobileViTError, OutputError, error_text
 from mobilevit_coreml.images import images_in
 from mobilevit_coreml.package.files import FAILED_SUFFIX, digest_of, failed_path

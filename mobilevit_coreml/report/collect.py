@@ -60,7 +60,7 @@ def compression_report(package: Path, size: int, plan: CompressionPlan, quality:
         package=package.name,
         bytes=size,
         scheme=plan.scheme,
-        calibrated_with=plan.pictures,
+        calibrated_with=plan.images,
         tested_with=quality.images,
         quality=values.Quality(
             {name: signal.snr for name, signal in signals},

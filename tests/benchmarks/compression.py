@@ -20,57 +20,43 @@ from torch import Tensor
 from mobilevit_coreml import conversion
 from mobilevit_coreml.compression import plan
 from mobilevit_coreml.compression.calibrate import Statistics
-from mobilevit_coreml.compression.encoded import Encoded
-from mobilevit_coreml.compression.formats import Format
-from mobilevit_coreml.compression.quantize import encode
-from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.conversion import Conversion, convert, split
+from mobilevit_coreml.compression.formats import FLOAT, Format
+from mobilevit_coreml.compression.quantize import Compensation, Encoded, encode
+from mobilevit_coreml.compression.schemes import Budget, Palettize, Quantize, split
+from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.options import ConversionOptions
 
 
-def nearest(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
-    """Plain tables and scales, each weight rounded on its own."""
-    return with_noise(encode(weight, form, torch.ones_like(weight), None), weight, statistics)
+def encodings(compensates: bool, calibrates: bool) -> object:
+    """A stand-in for `plan._encodings` without compensated rounding, or without calibrated lookup tables."""
 
+    def encoded(
+        weight: Tensor, form: Format, statistics: Statistics, compensation: Compensation
+    ) -> list[Encoded | None]:
+        if form.kind == FLOAT:
+            return [None]
+        importances = plan._importances(weight, form, statistics) if calibrates else [torch.ones_like(weight)]
+        return [encode(weight, form, one, compensation if compensates else None) for one in importances]
 
-def nearest_with_tables(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
-    """The better of the tables the calibration suggests, each weight rounded on its own."""
-    assert statistics is not None
-    options = [encode(weight, form, importance, None) for importance in plan._importances(weight, form, statistics)]
-    pairs = [with_noise(option, weight, statistics) for option in options]
-    return min(pairs, key=lambda pair: pair[1] or 0.0)
-
-
-def compensated(weight: Tensor, form: Format, statistics: Statistics | None) -> tuple[Encoded, float | None]:
-    """Plain tables, rounding that makes up for its errors."""
-    assert statistics is not None
-    return with_noise(encode(weight, form, torch.ones_like(weight), statistics.moments), weight, statistics)
-
-
-def with_noise(encoded: Encoded, weight: Tensor, statistics: Statistics | None) -> tuple[Encoded, float | None]:
-    """A weight and its noise at the output, where that can be told."""
-    assert statistics is not None  # a search has them
-    return encoded, statistics.noise(torch.from_numpy(encoded.decode()) - weight)
+    return encoded
 
 
 @contextmanager
 def steps(encoding: object, shifts: bool) -> Iterator[None]:
     """The search with some of its steps only."""
-    with mock.patch.object(plan, "_encoded", encoding):
-        if shifts:
-            yield
-        else:
-            with mock.patch.object(plan, "_bias_shifts", return_value={}):
-                yield
+    without: AbstractContextManager[object] = mock.patch.object(plan, "_bias_shifts", return_value={})
+    with mock.patch.object(plan, "_encodings", encoding), nullcontext() if shifts else without:
+        yield
 
 
 ROWS = (
-    ("a format for each layer, rounded to nearest", nearest, False),
-    ("… with tables by the calibration", nearest_with_tables, False),
-    ("… with compensated rounding, plain tables", compensated, False),
-    ("… both", plan._encoded, False),
-    ("… and biases for the mean output: what `convert` does", plan._encoded, True),
+    ("a format for each layer, rounded to nearest", encodings(False, False), False),
+    ("… with lookup tables by the calibration", encodings(False, True), False),
+    ("… with error-compensated rounding, plain lookup tables", encodings(True, False), False),
+    ("… both", encodings(True, True), False),
+    ("… and biases for the mean output: what `convert` does", encodings(True, True), True),
 )
+UNIFORM = (Quantize("int8"), Palettize(8), Palettize(6), Palettize(4))
 
 
 def line(name: str, made: Conversion, seconds: float) -> str:
@@ -88,34 +74,22 @@ def main() -> None:
     parser.add_argument("--sizes", default="1.2,1.0,0.85")
     parser.add_argument("--task", default="features")
     values = parser.parse_args()
-    base = {"task": values.task, "attention": "packed", "force": True}
     with tempfile.TemporaryDirectory() as directory:
-        base["output"] = Path(directory)
-        for name, options in (
-            ("int8 for every layer", {"quantize": "int8"}),
-            ("8-bit palettes for every layer", {"palettize": 8}),
-            ("6-bit palettes for every layer", {"palettize": 6}),
-            ("4-bit palettes for every layer", {"palettize": 4}),
-        ):
-            for how, calibrates in (("", False), (", calibrated", True)):
-                start = time.perf_counter()
-                tests_only: AbstractContextManager[object] = mock.patch.object(
-                    conversion, "split", lambda pictures: ([], split(pictures)[1])
-                )
-                with nullcontext() if calibrates else tests_only:
-                    made = convert(values.weights, **base, **options, images=values.images)
-                print(line(name + how, made, time.perf_counter() - start), flush=True)
+
+        def show(name: str, compression: Palettize | Quantize | Budget) -> None:
+            start = time.perf_counter()
+            options = ConversionOptions(task=values.task, attention="packed", compression=compression)
+            made = convert(values.weights, options=options, output=directory, force=True, images=values.images)
+            print(line(name, made, time.perf_counter() - start), flush=True)
+
+        for scheme in UNIFORM:
+            show(f"{scheme.format} for every layer, calibrated", scheme)
+            with mock.patch.object(conversion, "split", lambda images: ([], split(images)[1])):
+                show(f"{scheme.format} for every layer", scheme)
         for size in filter(None, values.sizes.split(",")):
             for name, encoding, shifts in ROWS:
-                start = time.perf_counter()
                 with steps(encoding, shifts):
-                    made = convert(
-                        values.weights,
-                        options=ConversionOptions(compression=Budget(max_size=round(float(size) * 1e6))),
-                        **base,
-                        images=values.images,
-                    )
-                print(line(f"{size} MB: {name}", made, time.perf_counter() - start), flush=True)
+                    show(f"{size} MB: {name}", Budget(max_size=round(float(size) * 1e6)))
 
 
 if __name__ == "__main__":

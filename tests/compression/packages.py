@@ -1,8 +1,7 @@
 """Small things to compress: the untrained network, and a program of two layers, each made once."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, PALETTE_BITS, SPARSE, Format
 from mobilevit_coreml.mil import constexpr, passes  # noqa: F401  # registers what is in them
 from mobilevit_coreml.model import Model, fold_for_inference
@@ -38,12 +37,6 @@ def network(task: str = "features", attention: str = "packed") -> Model:
     checkpoint = load_checkpoint("untrained", "xxs", task)
     config = dataclasses.replace(checkpoint.config, image_size=(64, 64))
     return fold_for_inference(dataclasses.replace(checkpoint, config=config).model(attention))
-
-
-@contextlib.contextmanager
-def no_bar(_name: str, _length: int) -> Iterator[Callable[[], None]]:
-    """In place of progress that is shown."""
-    yield lambda: None
 
 
 @cache

@@ -14,10 +14,9 @@ from mobilevit_coreml.compression.calibrate import (
     MIN_ELEMENTS,
     Layer,
     calibrate,
-    calibration_steps,
     layers_of,
     relative_output,
-    views_of,
+    crops_of,
 )
 from mobilevit_coreml.model import FeatureExtractor, Model
 from tests.compression.packages import network
@@ -72,10 +71,10 @@ def outputs_of_error(layer: Layer, x: Tensor, error: Tensor) -> Tensor:
 @pytest.mark.parametrize("path", ["pointwise", "strided", "dilated", "heads", "linear"])
 def test_moments_and_means_tell_what_an_error_does_to_a_layers_outputs(path: str) -> None:
     model = Layers()
-    views = images(6, 12, 8)  # more than one batch, and one that is not full
-    statistics = calibrate(cast(Model, model), layers(model), views)[path]
+    crops = images(6, 12, 8)  # more than one batch, and one that is not full
+    statistics = calibrate(cast(Model, model), layers(model), crops)[path]
     layer = layers(model)[path]
-    x, _ = inputs_and_outputs(model, path, views)
+    x, _ = inputs_and_outputs(model, path, crops)
     error = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1)).double()
     added = outputs_of_error(layer, x, error)
     matrix = error.flatten(1)
@@ -85,22 +84,22 @@ def test_moments_and_means_tell_what_an_error_does_to_a_layers_outputs(path: str
 
 
 def test_moments_of_a_network_tell_what_an_error_does_to_a_layers_outputs() -> None:
-    model, views = network(), images(5, 64, 64)
+    model, crops = network(), images(5, 64, 64)
     paths = ("backbone.stage3.1.local.conv", "backbone.stage4.0.reduce.conv", "backbone.stage5.1.layers.0.mlp_out")
     chosen = {path: layer for path, layer in layers_of(model)[0].items() if path in paths}
     assert len(chosen) == 3
-    for path, statistics in calibrate(model, chosen, views).items():
-        x, _ = inputs_and_outputs(model, path, views)
+    for path, statistics in calibrate(model, chosen, crops).items():
+        x, _ = inputs_and_outputs(model, path, crops)
         error = torch.randn(chosen[path].weight.shape, generator=torch.Generator().manual_seed(2)).double()
         added = outputs_of_error(chosen[path], x, error)
         predicted = torch.einsum("ok,kl,ol->o", error.flatten(1), statistics.moments.double(), error.flatten(1))
         torch.testing.assert_close(predicted, added.square().mean(0), rtol=1e-3, atol=0)
 
 
-def relative_noise(model: Model, changed: Model, views: Tensor) -> float:
-    """Mean over views of the noise at the output, relative to what each of its parts was."""
+def relative_noise(model: Model, changed: Model, crops: Tensor) -> float:
+    """Mean over crops of the noise at the output, relative to what each of its parts was."""
     with torch.no_grad():
-        results, others = model(views), changed(views)
+        results, others = model(crops), changed(crops)
     parts = ["pooled", "feature_map"] if isinstance(model, FeatureExtractor) else ["logits"]
     total = 0.0
     for part in parts:
@@ -125,15 +124,15 @@ SENSITIVE = {
 @pytest.mark.parametrize("task", SENSITIVE)
 def test_noise_is_that_at_the_output_for_a_small_error(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "PROBES", 16)  # an estimate from 128 directions is within 1 dB, mostly
-    model, views = network(task), images(8, 64, 64)
+    model, crops = network(task), images(8, 64, 64)
     chosen = {path: layer for path, layer in layers_of(model)[0].items() if path in SENSITIVE[task]}
     assert len(chosen) == len(SENSITIVE[task])
-    statistics = calibrate(model, chosen, views)
+    statistics = calibrate(model, chosen, crops)
     for path, layer in chosen.items():
         error = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(3)) * layer.weight.std() / 300
         changed = copy.deepcopy(model)
         changed.get_submodule(path).get_parameter("weight").data += error
-        ratio = statistics[path].noise(error) / relative_noise(model, changed, views)
+        ratio = statistics[path].noises([error])[0] / relative_noise(model, changed, crops)
         assert abs(10 * torch.tensor(ratio).log10()) < 1.5, path
 
 
@@ -144,11 +143,11 @@ def test_an_error_that_scales_the_output_is_noise_too(monkeypatch: pytest.Monkey
     assert classifier.bias is not None
     assert not classifier.bias.any()
     (statistics,) = calibrate(model, {"classifier": classifier}, images(2, 64, 64)).values()
-    assert statistics.noise(0.1 * classifier.weight) == pytest.approx(0.01, rel=0.4)
+    assert statistics.noises([0.1 * classifier.weight]) == [pytest.approx(0.01, rel=0.4)]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_layers_left_alone_are_depthwise_or_first_or_small(task: str) -> None:
+def test_layers_kept_in_fp16_are_depthwise_or_first_or_small(task: str) -> None:
     model = network(task)
     chosen, left = layers_of(model)
     assert chosen.keys() | left.keys() == layers(model).keys()
@@ -172,37 +171,33 @@ def test_layers_left_alone_are_depthwise_or_first_or_small(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_relative_outputs_have_a_length_of_one_each(task: str) -> None:
-    model, views = network(task), images(3, 64, 64)
+    model, crops = network(task), images(3, 64, 64)
     with torch.no_grad():
-        output, result = relative_output(model, views), model(views)
+        output, result = relative_output(model, crops), model(crops)
     parts = [result.pooled, result.feature_map] if task == "features" else [result.logits]
     start = 0
     for part in parts:
-        for view in range(3):
-            expected = part[view].flatten() / part[view].norm()
-            torch.testing.assert_close(output[view, start : start + expected.numel()], expected)
+        for crop in range(3):
+            expected = part[crop].flatten() / part[crop].norm()
+            torch.testing.assert_close(output[crop, start : start + expected.numel()], expected)
         start += part[0].numel()
     assert output.shape == (3, start)
 
 
 def test_no_gradient_and_no_hook_is_left_on() -> None:
-    model, views = Layers(), images(3, 12, 8)
+    model, crops = Layers(), images(3, 12, 8)
 
-    def given_up() -> None:
+    def given_up(stage: str, done: int = 0, total: int = 0) -> None:
         raise KeyboardInterrupt
 
-    count = 0
-
-    def given_up_late() -> None:
-        nonlocal count
-        count += 1
-        if count == calibration_steps(3):
+    def given_up_late(stage: str, done: int = 0, total: int = 0) -> None:
+        if done == total:
             raise KeyboardInterrupt
 
-    calibrate(cast(Model, model), layers(model), views)
-    for advance in (given_up, given_up_late):
+    calibrate(cast(Model, model), layers(model), crops)
+    for progress in (given_up, given_up_late):
         with pytest.raises(KeyboardInterrupt):
-            calibrate(cast(Model, model), layers(model), views, advance)
+            calibrate(cast(Model, model), layers(model), crops, progress)
     for module in model.modules():
         assert not module._forward_hooks
         for parameter in module.parameters():
@@ -210,52 +205,56 @@ def test_no_gradient_and_no_hook_is_left_on() -> None:
             assert parameter.grad is None
 
 
-@pytest.mark.parametrize("views", [1, 4, 5, 30])
-def test_steps_are_as_many_as_announced(views: int) -> None:
+@pytest.mark.parametrize("crops", [1, 4, 5, 30])
+def test_steps_are_as_many_as_announced(crops: int) -> None:
     model, steps = Layers(), []
-    calibrate(cast(Model, model), layers(model), images(views, 12, 8), lambda: steps.append(1))
-    assert len(steps) == calibration_steps(views)
+
+    def progress(stage: str, done: int = 0, total: int = 0) -> None:
+        steps.append((stage, done, total))
+
+    calibrate(cast(Model, model), layers(model), images(crops, 12, 8), progress)
+    assert steps == [("calibrate", done, len(steps)) for done in range(1, len(steps) + 1)]
 
 
 def test_calibration_is_the_same_each_time() -> None:
-    model, views = Layers(), images(3, 12, 8)
-    first = calibrate(cast(Model, model), layers(model), views)
+    model, crops = Layers(), images(3, 12, 8)
+    first = calibrate(cast(Model, model), layers(model), crops)
     torch.manual_seed(5)
-    second = calibrate(cast(Model, model), layers(model), views)
+    second = calibrate(cast(Model, model), layers(model), crops)
     for path, statistics in first.items():
         assert torch.equal(statistics.moments, second[path].moments)
         assert torch.equal(statistics.gradients, second[path].gradients)
 
 
-def test_of_many_views_those_probed_are_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_crops_those_probed_are_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "PROBED", 3)
-    model, views = Layers(), images(9, 12, 8)
-    spread = calibrate(cast(Model, model), layers(model), views)
-    alone = calibrate(cast(Model, model), layers(model), views[[0, 4, 8]])
+    model, crops = Layers(), images(9, 12, 8)
+    spread = calibrate(cast(Model, model), layers(model), crops)
+    alone = calibrate(cast(Model, model), layers(model), crops[[0, 4, 8]])
     for path, statistics in spread.items():
         assert len(statistics.gradients) == 3 * calibration.PROBES
         assert torch.equal(statistics.gradients, alone[path].gradients)
 
 
-def test_views_are_centre_and_corners_and_mirrored() -> None:
-    picture = torch.arange(3 * 8 * 10).float().reshape(3, 8, 10)
-    views = views_of([picture], (4, 6), 10)
-    assert views.shape == (10, 3, 4, 6)
+def test_crops_are_centre_and_corners_and_mirrored() -> None:
+    image = torch.arange(3 * 8 * 10).float().reshape(3, 8, 10)
+    crops = crops_of([image], (4, 6), 10)
+    assert crops.shape == (10, 3, 4, 6)
     places = [(2, 2), (0, 0), (4, 4), (0, 4), (4, 0)]
-    for (top, left), view, mirrored in zip(places, views[::2], views[1::2], strict=True):
-        expected = picture[:, top : top + 4, left : left + 6]
-        assert torch.equal(view, expected)
+    for (top, left), crop, mirrored in zip(places, crops[::2], crops[1::2], strict=True):
+        expected = image[:, top : top + 4, left : left + 6]
+        assert torch.equal(crop, expected)
         assert torch.equal(mirrored, expected.flip(2))
 
 
 @pytest.mark.parametrize(("count", "each"), [(1, 1), (3, 1), (7, 2), (30, 10), (100, 10)])
-def test_views_are_shared_out_evenly(count: int, each: int) -> None:
-    pictures = [torch.full((3, 8, 8), float(number)) for number in range(3)]
-    views = views_of(pictures, (6, 6), count)
-    assert views[:, 0, 0, 0].tolist() == [float(number) for number in range(3) for _ in range(each)]
+def test_crops_are_shared_out_evenly(count: int, each: int) -> None:
+    images = [torch.full((3, 8, 8), float(number)) for number in range(3)]
+    crops = crops_of(images, (6, 6), count)
+    assert crops[:, 0, 0, 0].tolist() == [float(number) for number in range(3) for _ in range(each)]
 
 
-def test_pictures_without_a_margin_have_two_views() -> None:
-    picture = torch.arange(3 * 4 * 4).float().reshape(3, 4, 4)
-    views = views_of([picture], (4, 4), 10)
-    assert torch.equal(views, torch.stack([picture, picture.flip(2)]))
+def test_images_without_a_margin_have_two_crops() -> None:
+    image = torch.arange(3 * 4 * 4).float().reshape(3, 4, 4)
+    crops = crops_of([image], (4, 4), 10)
+    assert torch.equal(crops, torch.stack([image, image.flip(2)]))

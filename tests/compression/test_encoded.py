@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 
 SHAPES = [(6, 5), (6, 4, 3, 1)]

@@ -58,7 +58,7 @@ def test_bytes_are_those_a_package_saves(form: Format, target: str, directory: P
     encodings = {name: encode(layer_weight(name), form, torch.ones(shape), None) for name, shape in SHAPES.items()}
     made = size_of(two_layers(encodings, target, directory / f"{target}_{form}.mlpackage"))
     saved = in_half_precision(target, directory) - made
-    expected = sum(FP16.stored_bytes(shape) - form.stored_bytes(shape) for shape in SHAPES.values())
+    expected = sum(FP16.stored_bytes(shape, "fp16") - form.stored_bytes(shape, "fp16") for shape in SHAPES.values())
     # Names in the program differ by some bytes; so does a table of few values, which goes there, too.
     few = form.kind == PALETTE and form.bits <= 3 and form.group_size is None
     assert abs(saved - expected) <= (80 if few else 40) * len(SHAPES)
@@ -73,4 +73,4 @@ def test_bytes_are_no_less_than_the_bits(form: Format, shape: tuple[int, ...]) -
     tables = {INTEGER: 2 * shape[0], SPARSE: 0, PALETTE: 2 * 2**form.bits * shape[0] // (form.group_size or shape[0])}
     least = size * bits / 8 + tables[form.kind]
     # three blobs at most, each with a header and up to 63 bytes before the next
-    assert least <= form.stored_bytes(shape) <= least + 130 + 3 * 128
+    assert least <= form.stored_bytes(shape, "fp16") <= least + 130 + 3 * 128

@@ -1,4 +1,4 @@
-"""Tables against scikit-learn's, codes against brute force, compensated rounding against nearest."""
+"""Lookup tables against scikit-learn's, codes against brute force, error-compensated rounding against nearest."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
-from mobilevit_coreml.compression.quantize import encode, weighted_kmeans
+from mobilevit_coreml.compression.quantize import compensation_of, encode, weighted_kmeans
 from tests.compression.packages import FORMATS
 
 PALETTES = [form for form in FORMATS if form.kind == PALETTE]
@@ -45,19 +45,19 @@ def against_the_best_of_scikit_learn(values: Tensor, weights: Tensor, count: int
 
 @pytest.mark.parametrize("kind", ["alike", "spread", "half of them none"])
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_tables_of_few_values_are_as_good_as_scikit_learns(count: int, kind: str) -> None:
+def test_lookup_tables_of_few_values_are_as_good_as_scikit_learns(count: int, kind: str) -> None:
     values = heavy_tailed(4096)
     assert against_the_best_of_scikit_learn(values, importances(kind, 4096), count, 5) < 1.08  # neither finds the best
 
 
 @pytest.mark.parametrize(("count", "most"), [(64, 1.15), (256, 1.5)])
-def test_tables_of_many_values_are_as_good_as_scikit_learns(count: int, most: float) -> None:
+def test_lookup_tables_of_many_values_are_as_good_as_scikit_learns(count: int, most: float) -> None:
     values = heavy_tailed(4096)
     assert against_the_best_of_scikit_learn(values, importances("spread", 4096), count, 1) < most
 
 
 @pytest.mark.parametrize("kind", ["alike", "spread", "half of them none"])
-def test_tables_ascend_within_the_values(kind: str) -> None:
+def test_lookup_tables_ascend_within_the_values(kind: str) -> None:
     values = heavy_tailed(1000)
     centres = weighted_kmeans(values, importances(kind, 1000), 16)
     assert (centres.shape, centres.dtype) == ((16,), torch.float64)
@@ -66,7 +66,7 @@ def test_tables_ascend_within_the_values(kind: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_values_that_are_few_are_the_table(count: int) -> None:
+def test_values_that_are_few_are_the_lookup_table(count: int) -> None:
     values = torch.tensor([-0.5, 0.25])[normal(400).gt(0).long() % count]
     for entries in (2, 4, 16):
         assert inertia(values, torch.ones(400), weighted_kmeans(values, torch.ones(400), entries)) < 1e-20
@@ -79,7 +79,7 @@ def test_one_centre_is_the_weighted_mean() -> None:
 
 
 @pytest.mark.parametrize("form", PALETTES, ids=str)
-def test_without_moments_each_value_takes_the_nearest_of_its_table(form: Format) -> None:
+def test_without_compensation_each_value_takes_the_nearest_of_its_lookup_table(form: Format) -> None:
     weight = normal(16, 6, 3, 1)
     encoded = encode(weight, form, torch.ones_like(weight), None)
     channels = form.group_size or 16
@@ -113,8 +113,8 @@ def test_integers_use_all_their_range_and_are_nearest(form: Format) -> None:
 @pytest.mark.parametrize("compensated", [False, True])
 def test_a_sparse_weight_has_its_share_of_zeros_exactly(zeros: float, compensated: bool) -> None:
     weight, importance = normal(10, 7, 3), torch.exp(normal(10, 7, 3, seed=1))
-    moments = correlated(21) if compensated else None
-    encoded = encode(weight, Format(SPARSE, zeros=zeros), importance, moments)
+    compensation = compensation_of(correlated(21)) if compensated else None
+    encoded = encode(weight, Format(SPARSE, zeros=zeros), importance, compensation)
     assert int((encoded.codes == 0).sum()) == round(210 * zeros)
     kept = encoded.codes != 0
     score = (weight.abs() * importance).numpy()
@@ -123,7 +123,7 @@ def test_a_sparse_weight_has_its_share_of_zeros_exactly(zeros: float, compensate
         np.testing.assert_array_equal(encoded.codes[kept], weight.half().float().numpy()[kept])
 
 
-def test_importance_draws_the_table() -> None:
+def test_importance_shapes_the_lookup_table() -> None:
     weight = normal(8, 64)
     importance = torch.where(weight > 1, 100.0, 1.0)
     form = Format(PALETTE, 3)
@@ -134,7 +134,7 @@ def test_importance_draws_the_table() -> None:
     assert errors["fitted"] < 0.5 * errors["alike"]
 
 
-def test_groups_have_tables_of_their_own() -> None:
+def test_groups_have_lookup_tables_of_their_own() -> None:
     weight = normal(16, 64) * torch.tensor([1.0, 8.0]).repeat_interleave(8)[:, None]
     form = Format(PALETTE, 3, group_size=8)
     grouped = encode(weight, form, torch.ones_like(weight), None)
@@ -164,7 +164,7 @@ def test_compensated_rounding_errs_less_where_inputs_correlate(form: Format) -> 
     weight = normal(16, 50, 3, 1)
     moments = correlated(150)
     alike = torch.ones_like(weight)
-    nearest, compensated = encode(weight, form, alike, None), encode(weight, form, alike, moments)
+    nearest, compensated = encode(weight, form, alike, None), encode(weight, form, alike, compensation_of(moments))
     if form.kind != SPARSE:
         np.testing.assert_array_equal(nearest.values, compensated.values)
     ratio = output_error(compensated, weight, moments) / output_error(nearest, weight, moments)
@@ -176,45 +176,45 @@ def test_compensated_rounding_is_nearest_where_inputs_do_not_correlate(form: For
     weight = normal(16, 50, 3, 1)
     moments = torch.diag(torch.exp(normal(150, seed=3)))
     alike = torch.ones_like(weight)
-    np.testing.assert_array_equal(encode(weight, form, alike, moments).codes, encode(weight, form, alike, None).codes)
+    np.testing.assert_array_equal(encode(weight, form, alike, compensation_of(moments)).codes, encode(weight, form, alike, None).codes)
 
 
-def test_inputs_that_are_never_there_do_no_harm() -> None:
+def test_inputs_that_are_always_zero() -> None:
     weight, moments = normal(16, 40), correlated(40)
     moments[:5], moments[:, :5] = 0, 0
-    encoded = encode(weight, Format(PALETTE, 4), torch.ones_like(weight), moments)
+    encoded = encode(weight, Format(PALETTE, 4), torch.ones_like(weight), compensation_of(moments))
     assert np.isfinite(encoded.decode()).all()
     assert output_error(encoded, weight, moments) < output_error(
         encode(weight, Format(PALETTE, 4), torch.ones_like(weight), None), weight, moments
     )
-    silent = encode(weight, Format(PALETTE, 4), torch.zeros_like(weight), torch.zeros(40, 40))
+    silent = encode(weight, Format(PALETTE, 4), torch.zeros_like(weight), compensation_of(torch.zeros(40, 40)))
     assert np.isfinite(silent.decode()).all()
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_real_numbers_are_exact_in_half_precision_and_the_same_each_time(form: Format) -> None:
+def test_real_numbers_are_exact_in_fp16_and_the_same_each_time(form: Format) -> None:
     weight, importance, moments = normal(16, 30) / 3, torch.exp(normal(16, 30, seed=1)), correlated(30)
-    encoded = encode(weight, form, importance, moments)
+    encoded = encode(weight, form, importance, compensation_of(moments))
     for array in (encoded.values, encoded.codes) if form.kind == SPARSE else (encoded.values,):
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, array.astype(np.float16))
     torch.manual_seed(123)
-    again = encode(weight, form, importance, moments)
+    again = encode(weight, form, importance, compensation_of(moments))
     np.testing.assert_array_equal(again.codes, encoded.codes)
     np.testing.assert_array_equal(again.values, encoded.values)
 
 
-def test_what_it_is_given_stays_as_it_is() -> None:
+def test_arguments_are_not_changed() -> None:
     weight, importance, moments = normal(16, 30), torch.ones(16, 30), correlated(30)
     before = [tensor.clone() for tensor in (weight, importance, moments)]
     for form in FORMATS:
-        encode(weight, form, importance, moments)
+        encode(weight, form, importance, compensation_of(moments))
     for tensor, copy in zip((weight, importance, moments), before, strict=True):
         assert torch.equal(tensor, copy)
 
 
 @pytest.mark.parametrize("count", [4, 16, 64])
-def test_a_weight_that_has_a_table_already_keeps_its_values(count: int) -> None:
+def test_a_weight_that_has_a_lookup_table_already_keeps_its_values(count: int) -> None:
     table = heavy_tailed(count, seed=4).half().float()
     weight = table[torch.randint(count, (32, 40), generator=torch.Generator().manual_seed(0))]
     bits = {4: 2, 16: 4, 64: 6}[count]

@@ -22,7 +22,7 @@ def problem(seed: int, layers: int = 5, forms: tuple[Format, ...] = FORMS) -> Ca
         shape = (generator.choice([32, 64, 96]), generator.choice([32, 80, 640]))
         sensitivity = 10 ** generator.uniform(-3, 1)
         candidates[f"layer {number}"] = [
-            Candidate(form, form.stored_bytes(shape), sensitivity * 4**-form.bits * generator.uniform(0.5, 2), None)
+            Candidate(form, form.stored_bytes(shape, "fp16"), sensitivity * 4**-form.bits * generator.uniform(0.5, 2), None)
             for form in forms
         ]
     return candidates
@@ -112,7 +112,7 @@ def test_formats_against_the_sensitivities_are_worse() -> None:
     shape = (64, 640)  # all alike, so that any order of the same formats takes the same bytes
     candidates = {
         f"layer {number}": [
-            Candidate(form, form.stored_bytes(shape), 10 ** (-number / 4) * 4**-form.bits, None) for form in forms
+            Candidate(form, form.stored_bytes(shape, "fp16"), 10 ** (-number / 4) * 4**-form.bits, None) for form in forms
         ]
         for number in range(16)
     }

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mobilevit_coreml._coremltools import types
 from mobilevit_coreml.compression.calibrate import layers_of
-from mobilevit_coreml.compression.encoded import Encoded
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.plan import Plan, apply_plan, uniform_plan
 from mobilevit_coreml.compression.quantize import encode
@@ -22,6 +22,7 @@ from mobilevit_coreml.operation_names import operation_name
 from mobilevit_coreml.package.files import save
 from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.preprocessing import default_preprocessing
+from mobilevit_coreml.progress import silent
 from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.reader import Ref, read_package
 from tests.compression.packages import (
@@ -30,7 +31,6 @@ from tests.compression.packages import (
     SHAPES,
     layer_weight,
     network,
-    no_bar,
     two_layers,
     weights_of_coremltools,
 )
@@ -102,7 +102,7 @@ def test_a_package_decodes_to_what_was_encoded(form: Format, target: str, tmp_pa
 def mixed(target: str) -> Plan:
     """Of the network, each layer in the next of a target's formats: one conversion meets them all."""
     model = network()
-    plans = [uniform_plan(form, model, None, 0, no_bar) for form in FORMATS if form.target <= target]
+    plans = [uniform_plan(form, model, "fp16", None, 0, silent) for form in FORMATS if form.target <= target]
     paths = list(layers_of(model)[0])
     assert all(list(plan.encoded) == paths for plan in plans)
     encoded = {path: plans[number % len(plans)].encoded[path] for number, path in enumerate(paths)}
@@ -161,7 +161,7 @@ def test_a_network_computes_with_the_weights_it_was_given(directory: Path) -> No
 )
 def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention: str, tmp_path: Path) -> None:
     model = network(task, attention)
-    encodings = uniform_plan(Format(INTEGER, 8), model, None, 0, no_bar).encoded
+    encodings = uniform_plan(Format(INTEGER, 8), model, "fp16", None, 0, silent).encoded
     contract = default_preprocessing(task, (64, 64), "BGR")
     labels = [f"class {index}" for index in range(model.config.num_labels)]
     package = tmp_path / "network.mlpackage"
