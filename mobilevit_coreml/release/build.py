@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mobilevit_coreml
 from mobilevit_coreml.checkpoints.files import sha256_of
 from mobilevit_coreml.checkpoints.hub import HUB_ID, PUBLISHED, HubUnreachableError, snapshot
-from mobilevit_coreml.compression.schemes import Budget
-from mobilevit_coreml.compression.schemes import split
+from mobilevit_coreml.compression.schemes import Budget, split
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import MobileViTError, OutputError, error_text
 from mobilevit_coreml.images import images_in

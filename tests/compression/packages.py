@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.checkpoints.load import load_checkpoint
-from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, PALETTE_BITS, SPARSE, Format
+from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.mil import constexpr, passes  # noqa: F401  # registers what is in them
 from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.model.ops import NAMESPACE

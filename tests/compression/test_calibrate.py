@@ -14,9 +14,9 @@ from mobilevit_coreml.compression.calibrate import (
     MIN_ELEMENTS,
     Layer,
     calibrate,
+    crops_of,
     layers_of,
     relative_output,
-    crops_of,
 )
 from mobilevit_coreml.model import FeatureExtractor, Model
 from tests.compression.packages import network

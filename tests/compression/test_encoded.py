@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
+from mobilevit_coreml.compression.quantize import Encoded
 
 SHAPES = [(6, 5), (6, 4, 3, 1)]
 

@@ -6,9 +6,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
-from mobilevit_coreml.compression.quantize import compensation_of, encode, weighted_kmeans
+from mobilevit_coreml.compression.quantize import Encoded, compensation_of, encode, weighted_kmeans
 from tests.compression.packages import FORMATS
 
 PALETTES = [form for form in FORMATS if form.kind == PALETTE]
@@ -176,7 +175,9 @@ def test_compensated_rounding_is_nearest_where_inputs_do_not_correlate(form: For
     weight = normal(16, 50, 3, 1)
     moments = torch.diag(torch.exp(normal(150, seed=3)))
     alike = torch.ones_like(weight)
-    np.testing.assert_array_equal(encode(weight, form, alike, compensation_of(moments)).codes, encode(weight, form, alike, None).codes)
+    np.testing.assert_array_equal(
+        encode(weight, form, alike, compensation_of(moments)).codes, encode(weight, form, alike, None).codes
+    )
 
 
 def test_inputs_that_are_always_zero() -> None:

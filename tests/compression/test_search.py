@@ -14,6 +14,10 @@ FORMS = (FP16, Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4,
 Candidates = dict[str, list[Candidate]]
 
 
+def stored_bytes(form: Format, shape: tuple[int, ...]) -> int:
+    return form.stored_bytes(shape, "fp16")
+
+
 def problem(seed: int, layers: int = 5, forms: tuple[Format, ...] = FORMS) -> Candidates:
     """Layers of different sizes and sensitivities, each bit worth 6 dB, more or less."""
     generator = random.Random(seed)
@@ -22,7 +26,7 @@ def problem(seed: int, layers: int = 5, forms: tuple[Format, ...] = FORMS) -> Ca
         shape = (generator.choice([32, 64, 96]), generator.choice([32, 80, 640]))
         sensitivity = 10 ** generator.uniform(-3, 1)
         candidates[f"layer {number}"] = [
-            Candidate(form, form.stored_bytes(shape, "fp16"), sensitivity * 4**-form.bits * generator.uniform(0.5, 2), None)
+            Candidate(form, stored_bytes(form, shape), sensitivity * 4**-form.bits * generator.uniform(0.5, 2), None)
             for form in forms
         ]
     return candidates
@@ -112,7 +116,7 @@ def test_formats_against_the_sensitivities_are_worse() -> None:
     shape = (64, 640)  # all alike, so that any order of the same formats takes the same bytes
     candidates = {
         f"layer {number}": [
-            Candidate(form, form.stored_bytes(shape, "fp16"), 10 ** (-number / 4) * 4**-form.bits, None) for form in forms
+            Candidate(form, stored_bytes(form, shape), 10 ** (-number / 4) * 4**-form.bits, None) for form in forms
         ]
         for number in range(16)
     }

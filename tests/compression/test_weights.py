@@ -13,10 +13,9 @@ from PIL import Image
 
 from mobilevit_coreml._coremltools import types
 from mobilevit_coreml.compression.calibrate import layers_of
-from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.plan import Plan, apply_plan, uniform_plan
-from mobilevit_coreml.compression.quantize import encode
+from mobilevit_coreml.compression.quantize import Encoded, encode
 from mobilevit_coreml.mil import build_mlprogram
 from mobilevit_coreml.operation_names import operation_name
 from mobilevit_coreml.package.files import save
