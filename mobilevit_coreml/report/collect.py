@@ -108,10 +108,15 @@ def bound_text(gate: values.Gate) -> str:
 
 
 def got_text(gate: values.Gate) -> str:
-    """A gate's figure in the unit of the bound."""
+    """A gate's figure in the unit of the bound, with all digits if rounding would make it reach the bound."""
     if gate.got is None:
         return "not measured"
-    return decibels(gate.got) if gate.unit == "dB" else f"{gate.got:.4g} {gate.unit.replace('share', '')}".rstrip()
+    if gate.unit == "dB":
+        return decibels(gate.got)
+    text = f"{gate.got:.4g}"
+    if gate.passed is False and float(text) == gate.needed:
+        text = str(gate.got)
+    return f"{text} {gate.unit.replace('share', '')}".rstrip()
 
 
 def mismatch_text(mismatch: Mismatch) -> str:
@@ -132,12 +137,8 @@ def overlaps(meter: MaskMeter | None, classes: Sequence[str]) -> Iterator[values
 def device_shares(plan: Sequence[PlannedOperation]) -> dict[str, values.DeviceShare]:
     """Share of each device, most operations first; operations without a device, such as constants, do not count."""
     devices = [one.device for one in plan if one.device is not None]
-    costs: Counter[str] = Counter()
-    for one in plan:
-        if one.device is not None:
-            costs[one.device] += one.cost  # type: ignore[assignment]
     return {
-        device: values.DeviceShare(count, count / len(devices), costs[device])
+        device: values.DeviceShare(count, count / len(devices), sum(one.cost for one in plan if one.device == device))
         for device, count in Counter(devices).most_common()
     }
 

@@ -3,7 +3,10 @@
 import dataclasses
 import math
 
-from mobilevit_coreml.metrics import Fidelity, MaskFidelity, RankingFidelity, SignalFidelity
+import pytest
+
+from mobilevit_coreml.metrics import Fidelity, MaskFidelity, RankingFidelity, SignalFidelity, gate_results
+from mobilevit_coreml.report.collect import gate_of, gate_text
 from mobilevit_coreml.report.text import verification_lines
 
 GOOD = Fidelity(8, {"snr": 30.0}, {"logits": SignalFidelity(45.12, 40.04, 0.99998765, 0.1)})
@@ -49,3 +52,20 @@ def test_a_signal_that_is_no_number_comes_first() -> None:
     found = lines(dataclasses.replace(GOOD, signals={"good": GOOD.signals["logits"], "bad": bad}))
     assert found[0] == "FAIL, bad NaN dB SNR against PyTorch fp32 (gate 30 dB)"
     assert lines(dataclasses.replace(GOOD, gates={}))[0] == "logits 45.1 dB SNR against PyTorch fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "figure", "text"),
+    [
+        ("snr", 30.0, 29.99, "expected at least 30 dB, got 29.9 dB"),
+        ("top1", 0.98, 0.97, "expected at least 0.98, got 0.97"),
+        ("top1", 0.98, 0.97999, "expected at least 0.98, got 0.97999"),
+        ("kl", 0.05, 0.0500001, "expected at most 0.05 nats, got 0.0500001 nats"),
+        ("latency", 5.0, 12.3456, "expected at most 5 ms, got 12.35 ms"),
+        ("cosine", 0.9, math.nan, "expected at least 0.9, got nan"),
+        ("miou", 0.9, None, "expected at least 0.9, got not measured"),
+    ],
+)
+def test_a_gate_that_is_missed_never_looks_reached(name: str, gate: float, figure: float | None, text: str) -> None:
+    (result,) = gate_results({name: gate}, {} if figure is None else {name: figure})
+    assert gate_text(gate_of(result)) == f"gate {name}: {text}"
