@@ -260,7 +260,7 @@ def _kept(conversion: Conversion) -> list[str]:
 
 
 def _curve(conversion: Conversion) -> list[str]:
-    """Size and quality of the packages on the way to a budget."""
+    """Size and quality of the choices on the way to a budget: scored in PyTorch, but for the package itself."""
     points = conversion.plan.curve if conversion.plan is not None else ()
     return [
         f"{size / MEGABYTE:.2f} MB {snr:5.1f} dB" + ("" if agreement is None else f"  {agreement:6.1%} agree")

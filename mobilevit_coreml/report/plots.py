@@ -136,10 +136,10 @@ def devices(runs: Sequence[values.Run]) -> Markup:
 
 
 def size_against_quality(curve: Sequence[values.Point], size: int, snr: float | None) -> Markup:
-    """Size and SNR of all packages that were built, and of the one that was kept if its SNR is known."""
+    """Size and SNR of other choices, scored in PyTorch, and of the package itself if its SNR is known."""
     with drawing(4) as figure:
         _draw_curve(figure, curve, size, snr)
-        return svg(figure, "Size against SNR of all packages that were built")
+        return svg(figure, "Size against SNR of choices scored in PyTorch")
 
 
 def save_curve(file: IO[bytes], curve: Sequence[values.Point], size: int, snr: float) -> None:
@@ -153,7 +153,7 @@ def _draw_curve(figure: Figure, curve: Sequence[values.Point], size: int, snr: f
     axes = figure.add_subplot()
     if curve:
         sizes, snrs = [one.bytes / MEGABYTE for one in curve], [one.snr for one in curve]
-        axes.plot(sizes, snrs, "o-", color=GREY, label="built and measured")
+        axes.plot(sizes, snrs, "o-", color=GREY, label="scored in PyTorch, size predicted")
     if snr is not None:
         axes.plot([size / MEGABYTE], [snr], "D", color=ORANGE, markersize=9, label="this package")
     axes.set(xlabel="package, MB (10^6 bytes)", ylabel="SNR of the worst output, dB")

@@ -311,7 +311,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """A package that was built on the way to a budget."""
+    """A choice of formats on the way to a budget: scored in PyTorch, its size predicted, unless it was built."""
 
     bytes: Annotated[int, "Size of the package."]
     snr: Annotated[float, "SNR of the worst signal on the images it was tested with, dB."]
@@ -334,7 +334,9 @@ class ValidationReport:
     forecast: Forecast
     functions: Annotated[Mapping[str, Function], "By name; main if there is one size only."]
     runs: Annotated[tuple[Run, ...], "Each function on each backend, those that were not run included."]
-    curve: Annotated[tuple[Point, ...], "Packages built on the way to a budget, by the record; empty of others."]
+    curve: Annotated[
+        tuple[Point, ...], "Choices scored in PyTorch for a budget, sizes predicted, by the record; empty of others."
+    ]
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,9 @@ class CompressionReport:
     calibrated_with: Annotated[int, "Number of images for calibration."]
     tested_with: Annotated[int, "Number of other images for the test."]
     quality: Quality
-    curve: Annotated[tuple[Point, ...], "Packages built on the way to a budget."]
+    curve: Annotated[
+        tuple[Point, ...],
+        "Choices scored in PyTorch for a budget, sizes predicted, and the package as it was measured.",
+    ]
     layers: Annotated[tuple[StoredLayer, ...], "Layers that could be compressed."]
     left: Annotated[Mapping[str, str], "Layers kept in fp16, with the reason."]

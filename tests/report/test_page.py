@@ -126,7 +126,7 @@ def test_each_plot_is_there_where_there_is_something_to_plot(tmp_path: Path) -> 
     errors, points, curve, strips = (
         "SNR of each operation in program order, its own and accumulated",
         "Probabilities of the package against PyTorch's, and their differences",
-        "Size against SNR of all packages that were built",
+        "Size against SNR of choices scored in PyTorch",
         "Devices that Core ML plans to use, in program order",
     )
     assert Page(written(tmp_path, good("classifier"))).labels == [points, errors]
