@@ -140,7 +140,8 @@ def test_the_package_is_made_again_as_it_was(tuned: Tune, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "options",
     [
-        {"task": "segmentation", "image_sizes": ((64, 64),), "output_type": "image", "output_size": "network"},
+        # 64 cells of a mask: of 16 a single tie that rounding decides is more than the gate allows
+        {"task": "segmentation", "image_sizes": ((128, 128),), "output_type": "image", "output_size": "network"},
         {"task": "features", "image_sizes": ((64, 64), (64, 96)), "hidden_states": True},
         {"image_sizes": ((64, 64),), "compression": Palettize(6)},
     ],
