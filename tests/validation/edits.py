@@ -73,7 +73,7 @@ class Program:
         ]
 
     def binding(self, operation: str, parameter: str, index: int = 0) -> Any:
-        """What an operation has for a parameter, or for one place in its list."""
+        """The binding of a parameter, or of one place in its list."""
         return self.operation(operation).inputs[parameter].arguments[index]
 
     def source(self, operation: str, parameter: str) -> str:
@@ -114,7 +114,7 @@ class Program:
         return array.reshape(shape_of(value)) if numpy_type else array
 
     def first_blob(self) -> tuple[int, int]:
-        """Where the numbers of the first blob begin, and how many bytes they are."""
+        """Offset and size in bytes of the numbers of the first blob."""
         _, _, size, start = struct.unpack_from("<IIQQ", self.weights, 64)
         return start, size
 

@@ -40,7 +40,7 @@ SEED = 0
 class Fault:
     """A fault, injected into a package in place.
 
-    `package` is the key in PACKAGES of the good one. `departs` are the operations any of which is a right
+    `package` is the key in PACKAGES of the good one. `mismatch` are the operations any of which is a right
     answer to which one is the first that computes something else: the edited one, or where one was left out
     the one that reads its input now, or one that was put in; None for what is outside the network.
     """
@@ -48,13 +48,13 @@ class Fault:
     name: str
     package: str
     apply: Callable[[Path], None]
-    departs: tuple[str, ...] | None
+    mismatch: tuple[str, ...] | None
 
 
 # The good packages.
 
 
-def drawn_weights(directory: Path, task: str) -> Path:
+def random_weights(directory: Path, task: str) -> Path:
     """A checkpoint of xxs in which every parameter matters: no bias zero, no gamma one, attention not uniform.
 
     Of untrained weights the biases, gammas and betas are the same as none, and attention is the mean.
@@ -77,18 +77,18 @@ def drawn_weights(directory: Path, task: str) -> Path:
             if isinstance(module, nn.BatchNorm2d):
                 module.train()
                 module.momentum = None  # the plain mean over what it sees
-        pictures = [np.asarray(image, np.float32) / 255 for image in synthetic_images(SEGMENTED, SEGMENTED)]
-        model(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).flip(1))
+        images = [np.asarray(image, np.float32) / 255 for image in synthetic_images(SEGMENTED, SEGMENTED)]
+        model(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).flip(1))
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
     return path
 
 
-def _package(name: str, side: int, task: str, drawn: str | None, options: Mapping[str, Any], directory: Path) -> Path:
-    """A package called after its key; of drawn weights for a task, or of untrained ones."""
-    weights = "untrained" if drawn is None else str(drawn_weights(directory, drawn))
+def _package(name: str, side: int, task: str, weights: str | None, options: Mapping[str, Any], directory: Path) -> Path:
+    """A package called after its key, of the random weights for the task `weights`, or of untrained ones."""
+    source = "untrained" if weights is None else str(random_weights(directory, weights))
     output = directory / f"{name}.mlpackage"
     made = convert(
-        weights,
+        source,
         "xxs",
         ConversionOptions(task=task, image_sizes=((side, side),), **options),
         output=output,
@@ -122,8 +122,8 @@ def good_package_of(factory: pytest.TempPathFactory, name: str) -> Path:
 Change = Callable[[Program], None]
 
 
-def _row(name: str, package: str, change: Change, *departs: str) -> Fault:
-    return Fault(name, package, partial(edit, change=change), departs or None)
+def _row(name: str, package: str, change: Change, *mismatch: str) -> Fault:
+    return Fault(name, package, partial(edit, change=change), mismatch or None)
 
 
 def several(*changes: Change) -> Change:
@@ -308,7 +308,7 @@ def one_is(number: float) -> Callable[[Array], Array]:
 
 
 def rounded(bits: int) -> Callable[[Array], Array]:
-    """What is left after integers of so many bits, one scale for all."""
+    """Values rounded to integers of so many bits, with one scale for all."""
 
     def new(values: Array) -> Array:
         step = np.abs(values).max() / (2 ** (bits - 1) - 1)
@@ -344,7 +344,7 @@ def exchanged_nibbles(codes: Array) -> Array:
 
 
 def as_unsigned(codes: Array) -> Array:
-    """What is stored from 0 to 255 read as from -128 to 127."""
+    """Integers stored from 0 to 255 read as from -128 to 127."""
     return (codes.view(np.uint8) ^ 0x80).view(np.int8)
 
 
@@ -385,7 +385,7 @@ def _set_shape(program: Program, name: str, shape: Sequence[int]) -> None:
 
 
 def stages_exchanged(program: Program) -> None:
-    """What is put out as stage 1 is called stage 2, and the other way round."""
+    """Exchange the names of the outputs of stages 1 and 2."""
     one, other = (program.operation(name).outputs[0] for name in ("stage1", "stage2"))
     one.name, other.name = "stage2", "stage1"
 

@@ -1,4 +1,4 @@
-"""What a worker of the tests can be asked: for processes that start in a moment, since this imports nothing slow."""
+"""Requests to a worker in the tests; imports nothing slow, so that its process starts in a moment."""
 
 import os
 import time

@@ -77,8 +77,6 @@ class _Model:
         form = f"{record.attention} {record.unfold}"
         if unit in self.mac.refuses or form in self.mac.refused:
             raise RuntimeError('{\n    NSLocalizedDescription = "Failed to build the model execution plan.";\n}')
-        record = read_record(Path(path))
-        form = f"{record.attention} {record.unfold}"
         self._evaluator = ReferenceEvaluator(path, record.precision, function or None)
         self._wrong = form in self.mac.wrong
         self._nanoseconds = round(1e6 * self.mac.milliseconds.get(form, 2.0))
@@ -99,7 +97,7 @@ class _Model:
         return dict(self._known[pixels])
 
     def _native(self, value: Any) -> Any:
-        """As the bindings convert it: arrays of float32 or int32, pictures, and dictionaries in any order."""
+        """As the bindings convert it: arrays of float32 or int32, images, and dictionaries in any order."""
         import numpy as np
 
         if isinstance(value, dict):

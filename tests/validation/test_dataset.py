@@ -1,4 +1,4 @@
-"""Directories of pictures as users have them, and what is true of each picture."""
+"""Directories of images as users have them, and what is true of each image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,28 +24,28 @@ def photograph(path: Path) -> Path:
 
 
 def truths(directory: Path, classes: Sequence[str] = CLASSES, task: str = "classification") -> dict[str, object]:
-    return {picture.name: picture.truth for picture in load_images(directory, task, classes, CONTRACT)}
+    return {image.name: image.truth for image in load_images(directory, task, classes, CONTRACT)}
 
 
-def test_without_a_directory_pictures_are_drawn() -> None:
-    shown = load_images(None, "classification", CLASSES, CONTRACT)
-    assert [picture.truth for picture in shown] == [None] * 8
-    for picture, drawn in zip(shown, synthetic_images(64, 64), strict=True):
-        assert np.array_equal(np.asarray(picture.prepared()), np.asarray(drawn))
+def test_without_a_directory_images_are_synthetic() -> None:
+    loaded = load_images(None, "classification", CLASSES, CONTRACT)
+    assert [image.truth for image in loaded] == [None] * 8
+    for image, expected in zip(loaded, synthetic_images(64, 64), strict=True):
+        assert np.array_equal(np.asarray(image.prepared()), np.asarray(expected))
 
 
-def test_pictures_are_prepared_as_the_contract_says(tmp_path: Path) -> None:
+def test_images_are_prepared_as_the_contract_says(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     synthetic_images(100, 150, 1)[0].save(path)
-    (picture,) = load_images(tmp_path, "classification", CLASSES, CONTRACT)
-    assert (picture.name, picture.truth) == ("a.png", None)
-    assert np.array_equal(np.asarray(picture.prepared()), np.asarray(CONTRACT.prepare(Image.open(path))))
+    (image,) = load_images(tmp_path, "classification", CLASSES, CONTRACT)
+    assert (image.name, image.truth) == ("a.png", None)
+    assert np.array_equal(np.asarray(image.prepared()), np.asarray(CONTRACT.prepare(Image.open(path))))
 
 
 def test_directories_called_after_classes_or_their_indices(tmp_path: Path) -> None:
     for name in ("dog/b.png", "dog/a.png", "2/c.png", "cat/d.png"):
         photograph(tmp_path / name)
-    (tmp_path / "notes").mkdir()  # without a picture
+    (tmp_path / "notes").mkdir()  # without a image
     assert truths(tmp_path) == {"2/c.png": 2, "cat/d.png": 0, "dog/a.png": 1, "dog/b.png": 1}
 
 
@@ -65,7 +65,7 @@ def test_a_directory_of_no_class(tmp_path: Path) -> None:
         truths(tmp_path)
 
 
-def test_pictures_beside_directories_have_no_labels(tmp_path: Path) -> None:
+def test_images_beside_directories_have_no_labels(tmp_path: Path) -> None:
     photograph(tmp_path / "a.png")
     photograph(tmp_path / "cat" / "b.png")
     assert truths(tmp_path) == {"a.png": None}

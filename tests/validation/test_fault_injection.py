@@ -82,7 +82,7 @@ def test_the_table() -> None:
     kinds = [fault.name for fault in (*FAULTS, *UNSEEN)]
     assert len(set(kinds)) == len(kinds)
     assert {fault.package for fault in FAULTS} == set(PACKAGES)
-    assert {fault.name for fault in FAULTS if fault.departs is None} == set(OUTSIDE)
+    assert {fault.name for fault in FAULTS if fault.mismatch is None} == set(OUTSIDE)
     assert len(FAULTS) == 137
     for family, faults in {**FAMILIES, "unseen": UNSEEN}.items():
         assert {fault.name for fault in faults} & set(DEFAULT), family
@@ -96,24 +96,24 @@ def test_good_packages_pass(name: str, good_package: Packages, validated: Callab
     validation = validated(good_package(name))
     assert all(check.passed for _, check in validation.checks)
     assert all(program.mismatch is None for program in validation.programs.values())
-    # drawn weights in few bits, for which nothing was calibrated, are of no use, and that is not what is tested here
+    # random weights in few bits, without calibration, are of no use, which is not tested here
     assert validation.verdict == PASS or validation.record.compression
 
 
-@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.departs is not None))
-def test_the_operation_that_departs_is_named(
+@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.mismatch is not None))
+def test_the_first_mismatch_is_named(
     fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
     validation = validated(faulty(fault, good_package, tmp_path))
     assert validation.verdict == FAIL
     (program,) = validation.programs.values()
-    assert fault.departs is not None
+    assert fault.mismatch is not None
     assert program.mismatch is not None
-    assert program.mismatch.operation in fault.departs
+    assert program.mismatch.operation in fault.mismatch
 
 
-@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.departs is None))
-def test_what_is_declared_wrongly_is_named(
+@pytest.mark.parametrize("fault", params(fault for fault in FAULTS if fault.mismatch is None))
+def test_wrong_declarations_are_named(
     fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
     package = faulty(fault, good_package, tmp_path)
@@ -128,7 +128,7 @@ def test_what_is_declared_wrongly_is_named(
 
 
 @pytest.mark.parametrize("fault", params(UNSEEN))
-def test_what_cannot_be_seen(
+def test_changes_without_effect_pass(
     fault: Fault, good_package: Packages, validated: Callable[[Path], Validation], tmp_path: Path
 ) -> None:
     package = faulty(fault, good_package, tmp_path)

@@ -204,7 +204,7 @@ def test_too_many_dimensions(tmp_path: Path) -> None:
 
 
 def test_the_ends_of_a_program_are_no_middle(tmp_path: Path) -> None:
-    """What scales and casts, in and out; the same arithmetic in between is another thing."""
+    """Scaling and casts at the ends of a program, and the same arithmetic in between."""
 
     def build(x: Any) -> Any:
         x = mb.cast(x=mb.mul(x=x, y=np.float32(1 / 255), name="scaled"), dtype="fp16")

@@ -92,7 +92,7 @@ def write(kind: Kind, directory: Path, **options: Any) -> Path:
 
 
 def answers(directory: Path, package: Path | None = None, places: Path | None = None) -> dict[str, Any]:
-    """What the Swift test writes on a device that computes as the evaluator does; it knows manifest.json alone.
+    """The Swift test's results on a device that computes as the evaluator does; it knows manifest.json alone.
 
     `package` is what it runs in place of the one in the directory.
     """
@@ -103,7 +103,7 @@ def answers(directory: Path, package: Path | None = None, places: Path | None = 
     runs = []
     for function in manifest["functions"]:
         evaluator = ReferenceEvaluator(package or there, "fp16", function["function_name"])
-        taken = [one_picture(directory, manifest, function, index, evaluator) for index in range(COUNT)]
+        taken = [one_image(directory, manifest, function, index, evaluator) for index in range(COUNT)]
         for units in manifest["compute_units"]:
             files = places / "outputs" / units / function["name"]
             for index, (_, _, large) in enumerate(taken):
@@ -143,7 +143,7 @@ def answers(directory: Path, package: Path | None = None, places: Path | None = 
     }
 
 
-def one_picture(
+def one_image(
     directory: Path, manifest: dict[str, Any], function: dict[str, Any], index: int, evaluator: ReferenceEvaluator
 ) -> tuple[str | None, dict[str, str], dict[str, bytes]]:
     """The class, the outputs for results.json, and those for files."""
@@ -196,10 +196,10 @@ def test_images_are_what_the_package_is_given(name: str, kinds: Kinds, directori
     for function, there in shown.items():
         paths = sorted((directories(name) / "pictures" / function).iterdir())
         assert [path.name for path in paths] == ["000.png", "001.png", "002.png"]
-        for path, picture in zip(paths, there[:COUNT], strict=True):
+        for path, labelled in zip(paths, there[:COUNT], strict=True):
             with Image.open(path) as image:
                 assert (image.height, image.width) == original.contracts[function].input_size
-                assert np.array_equal(np.asarray(image), np.asarray(picture.prepared()))
+                assert np.array_equal(np.asarray(image), np.asarray(labelled.prepared()))
                 assert "icc_profile" not in image.info
 
 
@@ -471,7 +471,7 @@ def test_an_error_on_the_device_fails(good: dict[str, Any], directories: Callabl
     assert "\x1b" not in summary(found)
 
 
-def test_missing_pictures_do_not_pass(good: dict[str, Any], directories: Callable[[str], Path], tmp_path: Path) -> None:
+def test_missing_images_do_not_pass(good: dict[str, Any], directories: Callable[[str], Path], tmp_path: Path) -> None:
     del run_of(good, "all")["pictures"][1]
     found = judged(directories("classifier"), good, tmp_path)
     assert found.units["all"] == NOT_RUN

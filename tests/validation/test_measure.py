@@ -1,4 +1,4 @@
-"""The figures of many pictures against the same ones computed at once, and journals that runs go on from."""
+"""The figures of many images against the same ones computed at once, and journals that runs go on from."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def both_sides(package: Path, photographs: Path) -> tuple[np.ndarray, np.ndarray
     return np.stack(ours), np.stack(theirs), truth
 
 
-def test_accuracy_and_agreement_of_labelled_pictures(classifier: Path, photographs: Path) -> None:
+def test_accuracy_and_agreement_of_labelled_images(classifier: Path, photographs: Path) -> None:
     run = reference_run(validate(classifier, images=photographs, backend="reference"))
     ours, theirs, truth = both_sides(classifier, photographs)
     classes = range(ours.shape[1])
@@ -114,7 +114,7 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(class_map, sides[side][int(one.name)])
 
 
-def test_the_worst_pictures_are_kept(classifier: Path) -> None:
+def test_the_worst_images_are_kept(classifier: Path) -> None:
     run = reference_run(validate(classifier))
     snrs = [seen.snr for seen in run.measured.worst]
     assert len(snrs) == MAX_WORST_IMAGES
@@ -145,7 +145,7 @@ def test_a_run_that_was_cut_off_goes_on(
     with pytest.raises(KeyboardInterrupt):
         validate(classifier, images=photographs, journal=journal)
     lines = journal.read_text().splitlines()
-    assert len(lines) == 4  # what is compared, and three pictures
+    assert len(lines) == 4  # what is compared, and three images
     journal.write_text("\n".join([*lines[:3], lines[3][:-20]]))  # the last line was not finished either
     shown.clear()
     shown += [""] * 4  # no further interruption
