@@ -5,6 +5,7 @@ there is a Chromium, `report.png` are written to .github/images/.
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -73,20 +74,23 @@ def _draw(budgets: list[Point], uniform: list[Point]) -> None:
         title="MobileViT-xxs, trained: pooled features of images not calibrated with",
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     figure.savefig(IMAGES / "size_against_quality.png", dpi=110)
 
 
 def _screenshot(values: argparse.Namespace, directory: Path) -> None:
-    """The top of a validation's page, 1000 pixels wide."""
+    """The top of a validation's page, 1000 pixels wide; checkpoint and images have plain names on it."""
     chromium = shutil.which("chromium")
     if chromium is None:
         print("report.png: not written, there is no chromium")
         return
     from mobilevit_coreml.cli.validate import main as validate
 
-    made = mc.convert(values.checkpoint, output=directory / "MobileViT_XXS_fp16.mlpackage", images=values.images)
-    validate([str(made.path), "--images", str(values.images), "--html", str(directory / "report.html")])
+    (directory / "best.pth").symlink_to(values.checkpoint.resolve())
+    (directory / "photos").symlink_to(values.images.resolve())
+    with contextlib.chdir(directory):
+        made = mc.convert("best.pth", output="MobileViT_XXS_fp16.mlpackage", images="photos")
+        validate([str(made.path), "--images", "photos", "--html", "report.html"])
     size = "--window-size=1000,1400"
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", size]
     command += [f"--screenshot={IMAGES / 'report.png'}", (directory / "report.html").as_uri()]

@@ -83,7 +83,8 @@ def respond_or_work(place: str, progress: Progress) -> str:
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job of a shell ignores
 from mobilevit_coreml.release.workers import call_in_processes
 from tests.release.test_workers import work
 

@@ -89,6 +89,7 @@ def script(tmp_path: Path, timeout: float) -> subprocess.Popen[str]:
     """A script without a `__main__` guard, whose worker writes its id into `worker` and hangs."""
     path = tmp_path / "script.py"
     path.write_text(
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a background job
         "from mobilevit_coreml.validation.worker import in_worker\n"
         "from tests.validation.handlers import open_hanging, open_plain\n"
         f"with in_worker(60, open_plain, {str(tmp_path / 'ended')!r}) as ask: print(ask('double', 21), flush=True)\n"
