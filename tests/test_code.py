@@ -1,4 +1,4 @@
-"""The packages that are installed."""
+"""The packages that setuptools is told of."""
 
 import tomllib
 from pathlib import Path

@@ -13,7 +13,7 @@ ENOUGH = 100  # dB, as for the classifiers
 @pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("size", [(160, 160), (200, 140)])  # the first fits the patch until stage 4, the second never
 @pytest.mark.parametrize("expand", [True, False])
-@pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
+@pytest.mark.parametrize("variant", ["xxs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xs", "s"))])
 @torch.no_grad()
 def test_every_map_and_the_pooled_features(variant: str, expand: bool, size: tuple[int, int], attention: str) -> None:
     peer = hugging_face_backbone(variant, expand)

@@ -106,9 +106,16 @@ def test_block(size: int, attention: str) -> None:
         assert down.reduce.conv.out_channels == x.shape[1]
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
+BY_DEFAULT = {("xxs", 256, 1), ("xxs", 160, 3), ("xs", 288, 1), ("s", 160, 1)}  # each variant, size and batch once
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "batch"),
+    [
+        pytest.param(*case, marks=() if case in BY_DEFAULT else pytest.mark.slow)
+        for case in itertools.product(("xxs", "xs", "s"), SIZES, (1, 3))
+    ],
+)
 @torch.no_grad()
 def test_stages_pooled_features_and_logits(variant: str, size: int, batch: int) -> None:
     peer = hugging_face_classifier(variant)

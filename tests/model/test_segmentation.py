@@ -14,7 +14,7 @@ SIZES = {16: 128, 8: 160}  # of the image, by output stride: maps of 8x8 and of 
 
 @pytest.mark.parametrize("attention", ATTENTION_IMPLEMENTATIONS)
 @pytest.mark.parametrize("output_stride", [16, 8])
-@pytest.mark.parametrize("variant", ["xxs", "xs", "s"])
+@pytest.mark.parametrize("variant", ["xxs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("xs", "s"))])
 @torch.no_grad()
 def test_stages_and_logits(variant: str, output_stride: int, attention: str) -> None:
     peer = hugging_face_segmenter(variant, output_stride=output_stride)
