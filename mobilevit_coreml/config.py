@@ -110,7 +110,7 @@ class MobileViTConfig:
         return (1, 1, 1, 1, 2 if self.output_stride == 8 else 1)
 
     def stage_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of the feature map each of the five stages puts out, cells."""
+        """(height, width) of the feature map of each of the five stages, cells."""
         height, width = (_halve(side) for side in self.image_hw)  # the stem
         sizes = []
         for stride in self.stage_strides():
@@ -208,7 +208,7 @@ class MobileViTConfig:
 
     def _check_patches(self) -> None:
         # A map that is no multiple of the patch is resized, as in the reference; one smaller than
-        # a single patch would leave every token alone with itself.
+        # a single patch would leave one token to attend to itself.
         for stage, (height, width) in enumerate(self.stage_sizes()[2:], start=3):
             if self.patch_hw[0] > height or self.patch_hw[1] > width:
                 raise ConfigError(
@@ -259,7 +259,7 @@ def published_config(variant: str, task: str) -> MobileViTConfig:
     return VARIANTS[variant]
 
 
-CUSTOM = "custom"  # what a network with widths of its own is called
+CUSTOM = "custom"  # name of a network with other widths
 
 _SHAPE_FIELDS = ("num_channels", "hidden_sizes", "neck_hidden_sizes", "mlp_ratio", "expand_ratio", "conv_kernel_size")
 
@@ -276,7 +276,7 @@ def config_from_hugging_face(values: Mapping[str, Any], source: str) -> MobileVi
     """Configuration from the contents of a Hugging Face `config.json`.
 
     Keys the network does not have (`architectures`, `torch_dtype`, …) are passed over.
-    Raises ConfigError, naming `source`, for another architecture or a value that cannot work.
+    Raises ConfigError, naming `source`, for another architecture or an invalid value.
     """
     model_type = values.get("model_type", "mobilevit")
     if model_type != "mobilevit":

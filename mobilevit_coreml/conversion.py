@@ -46,8 +46,8 @@ class Conversion:
     """A finished conversion: the package, its record, and how it was verified.
 
     `operations` are those of the ML Program's first function, constants not counted. `fidelity`, by function, is
-    of the package against PyTorch with the weights that were put into it, and empty where nothing was verified;
-    `quality`, of a compressed package, is against the weights as they were. `plan` is how the weights were
+    of the package against PyTorch with the weights it stores, and empty where nothing was verified;
+    `quality`, of a compressed package, is against the original weights. `plan` is how the weights were
     compressed. `notices` are sentences for the user.
     """
 
@@ -135,7 +135,7 @@ def convert(
             if plan is not None:
                 quality = _verify(staged, models, record, paths, quality_gates(record))
         if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
-            path, force = failed_path(path), True  # an earlier failed package is of no use to anybody
+            path, force = failed_path(path), True  # replaces an earlier failed package
             check_free(path, force)
         if report_path is not None and plan is not None:
             from mobilevit_coreml.report.compression import write_report

@@ -75,7 +75,7 @@ def load(kind: type[T], value: Any, where: str) -> T:
 
     Keys are the names of the fields; those with a default may be missing, others are refused. Fields are
     dataclasses, tuples, lists, mappings by text, Literal, unions, str, bool, int, float or Any. A ValueError
-    that the dataclass itself raises is reported likewise.
+    that the dataclass itself raises becomes a JsonError.
     """
     loaded: T = _load(kind, value, where)
     return loaded
@@ -143,7 +143,7 @@ def _load_entries(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
 
 
 def _load_scalar(kind: Any, value: Any, where: str) -> Any:
-    """A bool is no number; a whole number will do for a float, as will one of NOT_FINITE."""
+    """A float may also be an int or a text of NOT_FINITE; a bool is neither int nor float."""
     if kind is float and not isinstance(value, bool):
         if isinstance(value, int | float) or (isinstance(value, str) and value in NOT_FINITE):
             try:

@@ -519,8 +519,8 @@ def test_records(small_packages: dict[str, Path], task: str, key: str, value: An
     record[METADATA_PREFIX + key] = json.dumps(value)
     with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OverflowError, MobileViTError):
         changed = PackageRecord.from_metadata(record)  # if it can be read, it can be worked with
-        for contract in changed.by_function().values():
-            survives(lambda contract=contract: contract.prepare(Image.new("RGB", (90, 80))))  # type: ignore[misc]
+        for preprocessing in changed.by_function().values():
+            survives(lambda preprocessing=preprocessing: preprocessing.prepare(Image.new("RGB", (90, 80))))  # type: ignore[misc]
 
 
 def test_records_in_packages(copies: dict[str, Path]) -> None:

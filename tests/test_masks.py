@@ -135,10 +135,10 @@ def test_the_part_the_network_saw_is_put_where_it_was(
 
 
 @pytest.mark.parametrize("size", [(200, 133), (133, 200), (1000, 750), (60, 40), (300, 40), (40, 300)])
-@pytest.mark.parametrize("contract", [(136, (128, 160)), (136, (128, 128)), (128, (128, 128)), (64, (128, 96))])
-def test_classes_land_on_what_they_are_of(size: tuple[int, int], contract: tuple[int, tuple[int, int]]) -> None:
+@pytest.mark.parametrize("sizes", [(136, (128, 160)), (136, (128, 128)), (128, (128, 128)), (64, (128, 96))])
+def test_classes_land_on_what_they_are_of(size: tuple[int, int], sizes: tuple[int, tuple[int, int]]) -> None:
     """A segmenter that sees brightness in 16 steps finds them where a photograph that gets brighter has them."""
-    preprocessing = Preprocessing(*contract, "BGR")
+    preprocessing = Preprocessing(*sizes, "BGR")
     x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
     for ramp in (x, y):
         photograph = Image.fromarray((ramp * 255).astype(np.uint8)).convert("RGB")
@@ -147,7 +147,7 @@ def test_classes_land_on_what_they_are_of(size: tuple[int, int], contract: tuple
         brightness = np.asarray(photograph)[..., 0].astype(int)
         known = class_map != VOID
         # Edges are rounded to whole pixels of the photograph, and one of the crop can be several of those.
-        pixel = max(1, min(size) / contract[0])
+        pixel = max(1, min(size) / sizes[0])
         tolerance = 2 * pixel * 256 / (size[0] if ramp is x else size[1])
         off = np.abs(class_map * 16 + 7.5 - brightness)[known]
         assert off.max() <= 8 + tolerance

@@ -24,7 +24,7 @@ def drawn(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
 
 
 def processor_of(preprocessing: Preprocessing) -> Any:
-    """transformers' processor for the same contract."""
+    """transformers' processor for the same preprocessing."""
     from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
     height, width = preprocessing.crop

@@ -104,7 +104,7 @@ def run(command: Callable[[ProgressBar], int]) -> int:
     except KeyboardInterrupt:
         message = "interrupted: nothing half-made is left"
         code = SIGNALLED + (progress.interrupted_by or signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output has enough of it
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     except (MobileViTError, MemoryError, OSError) as error:

@@ -223,19 +223,19 @@ def _stored(weight: Tensor, form: Format, encoded: Encoded | None) -> Tensor:
 
 
 def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequence[Tensor]:
-    """Weights of the fit of a format's values: all alike, or by their inputs' power and their outputs' sensitivity.
+    """Weights of the fit of a format's values: all equal, or by their inputs' power and their outputs' sensitivity.
 
     Half of the latter, in decibels: all of it makes lookup tables for few weights, and leaves the others far from any
     value.
     """
-    alike = torch.ones_like(weight)
+    equal = torch.ones_like(weight)
     if form.kind == INTEGER:
-        return [alike]
+        return [equal]
     inputs = statistics.moments.diagonal()
     if form.kind == SPARSE:  # Wanda's measure (Sun et al. 2023)
         return [inputs.sqrt().expand(len(weight), -1).reshape(weight.shape)]
     outputs = (statistics.gradients.float() ** 2).mean((0, 2))
-    return [alike, (outputs[:, None] * inputs).sqrt().reshape(weight.shape)]
+    return [equal, (outputs[:, None] * inputs).sqrt().reshape(weight.shape)]
 
 
 def _bias_shifts(

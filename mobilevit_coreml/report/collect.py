@@ -167,7 +167,7 @@ def _reasons(
 def _function(validation: Validation, name: str) -> values.Function:
     program = validation.programs[name]
     return values.Function(
-        input=values.Size(*validation.original.contracts[name].input_size),
+        input=values.Size(*validation.original.preprocessing[name].input_size),
         checks=(*validation.declared[name], *program.checks),
         operations_in_program=program.operations,
         operation_gate=program.gate,

@@ -54,7 +54,7 @@ class Masks:
 def write_html(path: Path, validation: Validation, images: Mapping[str, Sequence[LabelledImage]]) -> None:
     """Write the page of a validation, whole or not at all; `images` are those of each function, for thumbnails.
 
-    Equal validations make equal pages. Raises OutputError where nothing can be written.
+    The page is deterministic. Raises OutputError where nothing can be written.
     """
     report = validation_report(validation)
     signals = next(filter(None, (worst_signal(run.figures) for run in report.runs)), None)
@@ -114,7 +114,7 @@ def _drawings(
 ) -> list[tuple[Thumbnail | str, Masks | None]]:
     """Thumbnail and masks of each of the worst images of a run."""
     by_name = {image.name: image for image in images}
-    crop, record = validation.original.contracts[run.function].crop, validation.record
+    crop, record = validation.original.preprocessing[run.function].crop, validation.record
     return [
         (
             _photograph(by_name.get(result.name), crop, THUMBNAIL if result.masks is None else MASK_SIDE),

@@ -37,7 +37,7 @@ DEVICES = {  # colour, hatching, name
 
 @contextlib.contextmanager
 def drawing(height: float) -> Iterator[Figure]:
-    """A matplotlib figure of `height` inches, to be drawn and saved in the block; equal ones are equal files."""
+    """A matplotlib figure of `height` inches, to be plotted and saved in the block; saving it is deterministic."""
     # texts as texts, which can be read aloud and searched
     with rc_context({"svg.hashsalt": "mobilevit_coreml", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -74,7 +74,7 @@ def operation_errors(function: values.Function) -> Markup:
         if exact:
             axes.plot(exact, [high - 4] * len(exact), "^", color=GREEN, markersize=4, label="exact")
         if lost:
-            axes.plot(lost, [low + 4] * len(lost), "x", color=ORANGE, label="not a number")
+            axes.plot(lost, [low + 4] * len(lost), "x", color=ORANGE, label="NaN")
         axes.axhline(gate, color=ORANGE, linestyle="--", linewidth=1, label=f"gate of its own, {gate:g} dB")
         mismatch = _mismatch_index(function)
         if mismatch is not None:

@@ -46,8 +46,8 @@ def _schema(kind: Any, definitions: Schema) -> Schema:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         schema = _schema(arguments[0], definitions)
-        for said in arguments[1:]:
-            schema = {**schema, **(said if isinstance(said, dict) else {"description": said})}
+        for extra in arguments[1:]:
+            schema = {**schema, **(extra if isinstance(extra, dict) else {"description": extra})}
         return schema
     if origin in (types.UnionType, typing.Union):
         return {"anyOf": [_schema(one, definitions) for one in arguments]}

@@ -57,7 +57,7 @@ class Record:
     precision: Annotated[str, "Precision of the computation: fp16 or fp32."]
     weights: Weights
     preprocessing: Annotated[Preprocessing, "Preprocessing of the first function."]
-    outputs: Annotated[OutputOptions, "Form of the outputs."]
+    outputs: Annotated[OutputOptions, "Options of the outputs."]
     config: Annotated[Mapping[str, Any], "Configuration of the network, without class names."]
     expand: Annotated[bool, "True with the backbone's final expansion."]
     labels: Annotated[Texts, "Class names of a segmenter; empty of others."]

@@ -28,11 +28,11 @@ def declared(package: Package, record: PackageRecord, original: Original, functi
         original.record, version=record.version, weights=record.weights, compression=record.compression
     )
     yield _check("record", _record(package.metadata), _record(made.to_metadata()))
-    contract = original.contracts[function]
+    preprocessing = original.preprocessing[function]
     yield _check(
         "input",
         {name: _declared_input(feature) for name, feature in package.inputs.items()},
-        _expected_inputs(contract),
+        _expected_inputs(preprocessing),
     )
     outputs = {name: _declared_output(feature) for name, feature in package.outputs.items()}
     yield _check("outputs", {**outputs, "predicted class": package.predicted}, _expected_outputs(original.record))
@@ -68,9 +68,9 @@ def _declared_input(feature: Feature) -> str:
     return f"{feature.color_layout} {feature.kind} of {'x'.join(map(str, feature.shape))}"
 
 
-def _expected_inputs(contract: Preprocessing) -> dict[str, str]:
-    height, width = contract.input_size
-    return {IMAGE: f"{contract.channel_order} image of {height}x{width}"}
+def _expected_inputs(preprocessing: Preprocessing) -> dict[str, str]:
+    height, width = preprocessing.input_size
+    return {IMAGE: f"{preprocessing.channel_order} image of {height}x{width}"}
 
 
 def _declared_output(feature: Feature) -> str:

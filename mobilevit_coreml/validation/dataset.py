@@ -41,7 +41,7 @@ class LabelledImage:
 
 
 def load_images(
-    directory: Path | None, task: str, classes: Sequence[str], contract: Preprocessing
+    directory: Path | None, task: str, classes: Sequence[str], preprocessing: Preprocessing
 ) -> list[LabelledImage]:
     """Synthetic images, or those of a directory: an ImageNet-style tree, VOC's directories, or any images.
 
@@ -50,11 +50,11 @@ def load_images(
     chooses where it is there. Raises InputError for a directory without images, or of unknown classes.
     """
     if directory is None:
-        images = enumerate(synthetic_images(*contract.input_size), 1)
+        images = enumerate(synthetic_images(*preprocessing.input_size), 1)
         return [LabelledImage(f"synthetic {number}", partial(Image.Image.copy, image)) for number, image in images]
 
     def labelled(name: str, path: Path, truth: int | Path | None = None) -> LabelledImage:
-        return LabelledImage(name, lambda: contract.prepare(read_image(path)), truth, path)
+        return LabelledImage(name, lambda: preprocessing.prepare(read_image(path)), truth, path)
 
     if task == SEGMENTATION and (directory / PHOTOGRAPHS).is_dir() and (directory / MASKS).is_dir():
         return [labelled(photograph.stem, photograph, mask) for photograph, mask in _voc(directory)]
@@ -103,9 +103,9 @@ def _voc(directory: Path) -> list[tuple[Path, Path]]:
     return [(photographs[name], masks[name]) for name in listed]
 
 
-def true_mask(path: Path, contract: Preprocessing) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def true_mask(path: Path, preprocessing: Preprocessing) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
     """The class index of each pixel of the crop, (H, W) uint8, 255 where there is none."""
     try:
-        return contract.prepare_mask(read_image(path))
+        return preprocessing.prepare_mask(read_image(path))
     except InputError as error:
         raise InputError(str(error).replace("mask: ", f"mask {path}: ", 1)) from None

@@ -99,7 +99,7 @@ def forecast(package: Path, modules: Collection[str], function_name: str | None 
     function = read.function
     program = _Program(function, _shapes(function), _boundary(function))
     inputs = [*_of_inputs(read.inputs, function)]
-    caused = {rule for rule, _ in inputs}  # an input's shape goes through the whole program: said once
+    caused = {rule for rule, _ in inputs}  # an input's shape reaches the whole program: listed once
     found = [Finding(rule, "", "input", "", detail) for rule, detail in inputs]
     for operation in function.operations:
         blockers = [(rule, detail) for rule, detail in _ane_blockers(operation, program) if detail]

@@ -145,13 +145,13 @@ def _write_function(
         raise InputError(f"function: expected a name of letters, digits and _, got {function!r:.60}; convert again")
     for kind in (IMAGES, EXPECTED, REFERENCE):
         (staged / kind / function).mkdir(parents=True)
-    model, contract = original.models[function], original.contracts[function]
-    height, width = contract.input_size
+    model, preprocessing = original.models[function], original.preprocessing[function]
+    height, width = preprocessing.input_size
     written = []
     for index, one in enumerate(images):
         image = one.prepared()
         with torch.inference_mode():
-            result = model(torch.from_numpy(contract.pixels(image)))
+            result = model(torch.from_numpy(preprocessing.pixels(image)))
             values = _expected_outputs(record, model, result)
         logits = None if record.task == FEATURES else result.logits.numpy()
         written.append(_write_image(staged, f"{function}/{index:03d}", one.name, image, values, logits, original))
@@ -208,13 +208,13 @@ def _golden_output(record: PackageRecord, name: str, values: Values) -> GoldenOu
     return GoldenOutput(name, kind, dtype, stored, values.shape, values.nbytes <= MAX_INLINE_BYTES[stored])
 
 
-def _kind_and_dtype(task: str, form: OutputOptions) -> tuple[Kind, str]:
+def _kind_and_dtype(task: str, options: OutputOptions) -> tuple[Kind, str]:
     """`GoldenOutput.kind` and `GoldenOutput.dtype` of a task's outputs."""
     if task == CLASSIFICATION:
         return "probabilities", "float32"
-    if task == SEGMENTATION and form.type in (LABELS, MASK):
-        return ("array", "int32") if form.type == LABELS else ("image", "uint8")
-    return "array", form.dtype
+    if task == SEGMENTATION and options.type in (LABELS, MASK):
+        return ("array", "int32") if options.type == LABELS else ("image", "uint8")
+    return "array", options.dtype
 
 
 def _write_values(path: Path, values: Values) -> None:

@@ -78,7 +78,7 @@ def compare_image(
     run: Callable[[Image.Image], Mapping[str, Any]],
     model: Model,
     record: PackageRecord,
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
     classes: Sequence[str],
 ) -> ImageResult:
     """Compare the outputs of a package, which `run` returns for an image, with PyTorch's; `classes` are the package's.
@@ -87,14 +87,14 @@ def compare_image(
     """
     pixels = image.prepared()
     outputs = run(pixels)
-    result = model(torch.from_numpy(contract.pixels(pixels)))
+    result = model(torch.from_numpy(preprocessing.pixels(pixels)))
     if record.task == CLASSIFICATION:
         outputs = {**outputs, CLASS_PROBABILITIES: _in_order(outputs[CLASS_PROBABILITIES], classes)}
     try:
         meters = compare(record, model, result, outputs)
     except (KeyError, RuntimeError, ValueError) as error:
         raise BackendError(f"outputs that cannot be compared: {' '.join(str(error).split())[:120]}") from None
-    truths = {} if image.truth is None else _truths(image.truth, record, contract, result, outputs)
+    truths = {} if image.truth is None else _truths(image.truth, record, preprocessing, result, outputs)
     masks = None
     if record.task == SEGMENTATION:
         ours, theirs = class_maps(model, record.outputs, result.logits, outputs)
@@ -119,7 +119,7 @@ def _first(record: PackageRecord, result: Any, outputs: Mapping[str, Any]) -> li
 
 
 def _truths(
-    truth: int | Path, record: PackageRecord, contract: Preprocessing, result: Any, outputs: Mapping[str, Any]
+    truth: int | Path, record: PackageRecord, preprocessing: Preprocessing, result: Any, outputs: Mapping[str, Any]
 ) -> dict[str, TruthMeter]:
     """Both sides against an image's class or mask."""
     if isinstance(truth, int):
@@ -129,10 +129,10 @@ def _truths(
         return {ORIGINAL: ours, PACKAGE: theirs}
     (name,) = output_names(SEGMENTATION, record.outputs)
     output = np.array(outputs[name])
-    expected = torch.from_numpy(true_mask(truth, contract))
+    expected = torch.from_numpy(true_mask(truth, preprocessing))
     meters: dict[str, TruthMeter] = {}
     for side, scores in ((ORIGINAL, result.logits.numpy()), (PACKAGE, output if output.ndim == 4 else output[None])):
-        (mask,) = post_process_semantic_segmentation(scores, [contract.crop])
+        (mask,) = post_process_semantic_segmentation(scores, [preprocessing.crop])
         meter = MaskMeter(result.logits.shape[1])
         meter.add(expected, torch.from_numpy(mask))
         meters[side] = meter

@@ -17,12 +17,12 @@ from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.prepare import make_record, notices_of, with_image_size, with_overrides
 from mobilevit_coreml.preprocessing import Preprocessing
 
-BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # weights that a name alone does not tell apart
+BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # names that stand for other weights with each variant
 
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """The PyTorch models a package was made of.
+    """The PyTorch models that a package was converted from.
 
     `models` are in eval mode, in fp32, one for each function. `record` is what a conversion of these
     weights would record today, `classes` the class names it would give, made unique.
@@ -34,7 +34,7 @@ class Original:
     notices: tuple[str, ...]
 
     @property
-    def contracts(self) -> Mapping[str, Preprocessing]:
+    def preprocessing(self) -> Mapping[str, Preprocessing]:
         """The preprocessing of each function."""
         return self.record.by_function()
 

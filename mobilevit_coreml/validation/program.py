@@ -82,7 +82,7 @@ def check_program(
     package: Path,
     record: PackageRecord,
     model: Model,
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
     function: str,
     images: Iterable[Image.Image],
 ) -> ProgramReport:
@@ -96,7 +96,7 @@ def check_program(
     failure = None
     try:
         for image in itertools.islice(images, MAX_PROGRAM_IMAGES):
-            seen, ranged = _observe(evaluator, own, record, contract, image)
+            seen, ranged = _observe(evaluator, own, record, preprocessing, image)
             steps = _worst_steps(steps, seen)
             largest = _largest_ranges(largest, ranged)
     except (MobileViTError, RuntimeError) as error:
@@ -109,13 +109,13 @@ def check_program(
 
 
 def _observe(
-    evaluator: ReferenceEvaluator, model: Model, record: PackageRecord, contract: Preprocessing, image: Image.Image
+    evaluator: ReferenceEvaluator, model: Model, record: PackageRecord, preprocessing: Preprocessing, image: Image.Image
 ) -> tuple[list[Step], tuple[OperationRange, ...]]:
     values = evaluator.values(to_program(evaluator.inputs, {IMAGE: image}), capture=True)
-    whole = dataclasses.replace(contract, include_crop=False, crop=contract.input_size, scale=1.0)
+    whole = dataclasses.replace(preprocessing, include_crop=False, crop=preprocessing.input_size, scale=1.0)
     pixels = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
-    deployed = ExportModel(model, record.task, record.outputs, contract.input_size).eval()
-    steps = compare_steps(evaluator.function, values, model, lambda: deployed(pixels * contract.scale))
+    deployed = ExportModel(model, record.task, record.outputs, preprocessing.input_size).eval()
+    steps = compare_steps(evaluator.function, values, model, lambda: deployed(pixels * preprocessing.scale))
     types = {operation.name: operation.type for operation in evaluator.function.operations}
     return steps, ranges(types, values)
 

@@ -25,8 +25,7 @@ from mobilevit_coreml.metrics import (
     overall,
     verdict_of,
 )
-from mobilevit_coreml.package.files import digest_of as digest_of  # also for who compares packages
-from mobilevit_coreml.package.files import size_of
+from mobilevit_coreml.package.files import digest_of, size_of
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.reference.reader import read_package
@@ -164,7 +163,7 @@ def validate(
             package,
             record,
             original.models[name],
-            original.contracts[name],
+            original.preprocessing[name],
             name,
             (image.prepared() for image in inputs[name]),
         )
@@ -225,7 +224,9 @@ def _images(
     record: PackageRecord, original: Original, functions: Sequence[str], images: StrPath | None
 ) -> dict[str, list[LabelledImage]]:
     directory = None if images is None else Path(images)
-    return {name: load_images(directory, record.task, original.classes, original.contracts[name]) for name in functions}
+    return {
+        name: load_images(directory, record.task, original.classes, original.preprocessing[name]) for name in functions
+    }
 
 
 def _functions(record: PackageRecord, function: str | None) -> list[str]:
@@ -279,10 +280,10 @@ def _run(
     progress(0, len(images))
     try:
         with open_backend(backend, package, record, function, timeout) as ask:
-            model, contract = original.models[function], original.contracts[function]
+            model, preprocessing = original.models[function], original.preprocessing[function]
 
             def compare(image: LabelledImage) -> ImageResult:
-                return compare_image(image, partial(ask, "run"), model, record, contract, classes)
+                return compare_image(image, partial(ask, "run"), model, record, preprocessing, classes)
 
             measured = Measured()
             for done, image in enumerate(images, 1):

@@ -131,7 +131,7 @@ def _operations(function: Function, model: nn.Module, calls: Iterable[Call]) -> 
 
 
 def _paired(calls: list[Call], operations: list[Operation]) -> dict[Call, Operation]:
-    """One module's: those of one type in their order where they are equally many, then likewise the rest."""
+    """One module's calls and operations in order: by type where a type's numbers are equal, then the rest if equal."""
     found: dict[Call, Operation] = {}
     for kind in {kind for _, kind, _ in calls}:
         called = [call for call in calls if call[1] == kind]
@@ -154,7 +154,7 @@ def _number(operation: Operation) -> int:
 
 
 def _ends(function: Function) -> Sequence[str]:
-    """The values a program puts out, in the order of the model's; a classifier's before its classes are named."""
+    """The program's outputs in the order of the model's results; of a classifier the probabilities."""
     probabilities = function.operations[-1].inputs.get("probabilities")
     return [probabilities.name] if isinstance(probabilities, Ref) else function.outputs
 

@@ -1,4 +1,4 @@
-"""What each step of a compression brings, at equal sizes, measured on the saved packages.
+"""The gain of each step of a compression, at equal sizes, measured on the saved packages.
 
     python -m tests.benchmarks.compression WEIGHTS IMAGES [--sizes 1.2,1.0,0.85] [--task features]
 

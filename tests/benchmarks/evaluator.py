@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.evaluator
 
-Untrained weights, one picture of 256x256; medians. What counts are the ratios.
+Untrained weights, one image of 256x256; medians. What counts are the ratios.
 """
 
 import statistics

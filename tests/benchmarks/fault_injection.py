@@ -1,4 +1,4 @@
-"""What the validator says of every faulty package, as a table: `python -m tests.benchmarks.fault_injection`.
+"""The validator's result for every faulty package, as a table: `python -m tests.benchmarks.fault_injection`.
 
 The fourth column is what a comparison of outputs alone, with the gates of fp16, would say.
 """
@@ -18,7 +18,7 @@ from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
 
 
 def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
-    """Kind, what failed, where, and what the outputs were like."""
+    """Fault, failed checks, first mismatch, and fidelity of the outputs."""
     copy = shutil.copytree(good, directory / good.name)
     try:
         fault.apply(copy)
@@ -53,7 +53,7 @@ def main() -> None:
             image.save(photographs / f"{index}.png")
         good = {key: make(directory) for key, make in PACKAGES.items()}
         copies = directory / "copies"
-        for title, kinds in (("seen", FAULTS), ("not seen", UNSEEN)):
+        for title, kinds in (("detected", FAULTS), ("not detected", UNSEEN)):
             print(f"| {title} | what fails | first mismatch | outputs alone |\n|---|---|---|---|")
             for fault in tqdm(kinds, disable=None, file=sys.stderr):
                 print("|", " | ".join(row(fault, good[fault.package], photographs, copies)), "|")

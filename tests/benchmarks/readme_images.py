@@ -1,4 +1,4 @@
-"""The pictures of the READMEs: `python -m tests.benchmarks.readme_images CHECKPOINT IMAGES`.
+"""The images of the READMEs: `python -m tests.benchmarks.readme_images CHECKPOINT IMAGES`.
 
 CHECKPOINT is a trained network of any variant, IMAGES a directory of photographs; `size_against_quality.png` and, where
 there is a Chromium, `report.png` are written to .github/images/.

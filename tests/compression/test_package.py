@@ -86,14 +86,14 @@ def test_quality_is_that_of_the_saved_package_on_images_it_was_not_calibrated_wi
     calibrated, tested = split(sorted(photos.iterdir()))
     assert [path.stem for path in calibrated] == ["0", "1", "3", "4", "6", "7"]
     assert [path.stem for path in tested] == ["2", "5", "8"]
-    contract = read_record(budgeted.path).preprocessing
+    preprocessing = read_record(budgeted.path).preprocessing
     model = trained_like(SIZE).model()
     from mobilevit_coreml.images import read_image
 
-    images = [contract.prepare(read_image(path)) for path in tested]
+    images = [preprocessing.prepare(read_image(path)) for path in tested]
     evaluator = ReferenceEvaluator(budgeted.path)
     with torch.no_grad():
-        expected = torch.cat([model(torch.from_numpy(contract.pixels(image))).pooled for image in images])
+        expected = torch.cat([model(torch.from_numpy(preprocessing.pixels(image))).pooled for image in images])
     got = torch.cat([torch.from_numpy(evaluator.run({"image": image})["pooled"]) for image in images])
     assert quality(budgeted) == pytest.approx(snr(expected, got), abs=0.05)
     assert budgeted.quality["main"].images == 3

@@ -117,9 +117,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network_package(target: str, precision: str, directory: Path) -> Path:
     """With the weights of `mixed`."""
     package = directory / f"{target}_{precision}.mlpackage"
-    contract = default_preprocessing("features", (64, 64), "BGR")
+    preprocessing = default_preprocessing("features", (64, 64), "BGR")
     encodings = mixed(target).encoded
-    save(build_mlprogram(network(), "features", contract, OutputOptions(), (), target, precision, encodings), package)
+    save(
+        build_mlprogram(network(), "features", preprocessing, OutputOptions(), (), target, precision, encodings),
+        package,
+    )
     return package
 
 
@@ -161,10 +164,10 @@ def test_a_network_computes_with_the_weights_it_was_given(directory: Path) -> No
 def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention: str, tmp_path: Path) -> None:
     model = network(task, attention)
     encodings = uniform_plan(Format(INTEGER, 8), model, "fp16", None, 0, silent).encoded
-    contract = default_preprocessing(task, (64, 64), "BGR")
+    preprocessing = default_preprocessing(task, (64, 64), "BGR")
     labels = [f"class {index}" for index in range(model.config.num_labels)]
     package = tmp_path / "network.mlpackage"
-    save(build_mlprogram(model, task, contract, OutputOptions(), labels, "iOS16", "fp16", encodings), package)
+    save(build_mlprogram(model, task, preprocessing, OutputOptions(), labels, "iOS16", "fp16", encodings), package)
     theirs = weights_of_coremltools(package)
     encoded = {name for name, (_, source) in theirs.items() if source.op_type == "constexpr_affine_dequantize"}
     assert encoded == {operation_name(path) for path in layers_of(model)[0]}

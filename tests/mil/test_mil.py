@@ -152,10 +152,10 @@ def test_a_map_that_does_not_divide_is_resized_to_exact_sizes_with_half_pixel_ce
 
 def test_training_mode_is_refused() -> None:
     model = ImageClassifier(dataclasses.replace(VARIANTS["xxs"], image_size=64)).train()
-    contract = default_preprocessing("classification", (64, 64), "BGR")
+    preprocessing = default_preprocessing("classification", (64, 64), "BGR")
     labels = tuple(f"class {index}" for index in range(1000))
     with pytest.raises(ConversionError, match="expected eval mode, got training mode"):
-        build_mlprogram(model, "classification", contract, OutputOptions(), labels, "iOS16", "fp16", {})
+        build_mlprogram(model, "classification", preprocessing, OutputOptions(), labels, "iOS16", "fp16", {})
 
 
 def output_types(package: Path) -> dict[str, tuple[Any, ...]]:

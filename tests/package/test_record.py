@@ -44,7 +44,7 @@ def test_a_package_without_a_record() -> None:
 
 
 def test_every_function_has_a_pixel_contract_of_its_own() -> None:
-    contracts = RECORD.by_function()
-    assert contracts["size_320x384"] == RECORD.preprocessing
-    assert (contracts["size_640"].resize, contracts["size_640"].crop) == (800, (640, 640))
+    preprocessing = RECORD.by_function()
+    assert preprocessing["size_320x384"] == RECORD.preprocessing
+    assert (preprocessing["size_640"].resize, preprocessing["size_640"].crop) == (800, (640, 640))
     assert dataclasses.replace(RECORD, sizes={}).by_function() == {"main": RECORD.preprocessing}

@@ -194,7 +194,7 @@ def test_a_segmenter_has_both_masks_and_where_they_differ(tmp_path: Path) -> Non
 def test_masks_are_at_most_256_pixels_large_and_lose_no_difference(tmp_path: Path) -> None:
     """A single pixel that differs, and a class that is none, in a mask at half its size."""
     validation = good("segmenter")
-    contract = dataclasses.replace(validation.original.record.preprocessing, crop=(512, 384))
+    preprocessing = dataclasses.replace(validation.original.record.preprocessing, crop=(512, 384))
     ours = np.zeros((512, 384), np.int16)
     theirs = ours.copy()
     theirs[101, 200], theirs[0, 0] = 999, 2
@@ -202,7 +202,7 @@ def test_masks_are_at_most_256_pixels_large_and_lose_no_difference(tmp_path: Pat
     worst = [dataclasses.replace(run.measured.worst[0], masks=(ours, theirs))]
     changed = dataclasses.replace(run, measured=dataclasses.replace(run.measured, worst=worst))
     original = dataclasses.replace(
-        validation.original, record=dataclasses.replace(validation.original.record, preprocessing=contract)
+        validation.original, record=dataclasses.replace(validation.original.record, preprocessing=preprocessing)
     )
     found = Page(written(tmp_path, dataclasses.replace(validation, runs=(changed,), original=original), "segmenter"))
     differs = pixels(found.loaded[-1])
@@ -286,7 +286,7 @@ def test_numbers_that_are_not_finite_are_plotted() -> None:
     ]
     for steps in (odd, odd[:1], odd[2:3]):
         plotted = Page(operation_errors(dataclasses.replace(function, operations=tuple(steps))))
-        assert ("not a number" in plotted.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
+        assert ("NaN" in plotted.all("text")) == (steps is not odd[2:3] and math.isnan(steps[0].own))
     for points in ([], [(0.0, 0.0)], [(math.nan, 0.5), (0.25, 0.25)], [(1.0, 1.0)]):
         assert probabilities(points).startswith("<svg")
 

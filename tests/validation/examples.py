@@ -64,8 +64,8 @@ def faulty() -> Validation:
 def images_for(validation: Validation, kind: str) -> dict[str, Sequence[LabelledImage]]:
     """Images of its function."""
     images = directory() / "labelled" if kind == "classifier" else None
-    contract = validation.original.contracts[FUNCTION]
-    return {FUNCTION: load_images(images, validation.record.task, validation.original.classes, contract)}
+    preprocessing = validation.original.preprocessing[FUNCTION]
+    return {FUNCTION: load_images(images, validation.record.task, validation.original.classes, preprocessing)}
 
 
 def reference_run(validation: Validation) -> Run:

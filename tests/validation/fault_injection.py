@@ -491,7 +491,7 @@ _PIXELS = (
     _row("pixel scale 1/256", "classifier", constant("image__scaled__", "y", given(1 / 256)), "image__scaled__"),
     _row("mean subtracted", "classifier", inserted("add", "mean", "cast", y=np.float32(-0.5)), "cast", "mean"),
     _row(
-        "picture transposed", "classifier", inserted("transpose", "turned", "cast", perm=[0, 1, 3, 2]), "cast", "turned"
+        "image transposed", "classifier", inserted("transpose", "turned", "cast", perm=[0, 1, 3, 2]), "cast", "turned"
     ),
     _row("crop moved down", "cropped", crop_moved("slice_by_index", 2), "slice_by_index"),
     _row("crop moved right", "cropped", crop_moved("slice_by_index_2", 3), "slice_by_index", "slice_by_index_2"),
@@ -542,7 +542,7 @@ _WEIGHTS = (
         "stage4_1_fusion_conv",
     ),
     _row(
-        "a weight not a number",
+        "a weight NaN",
         "classifier",
         constant("stage4_1_local_conv", "weight", one_is(math.nan)),
         "stage4_1_local_conv",
@@ -585,19 +585,19 @@ _WEIGHTS = (
         "stem_conv",
     ),
     _row(
-        "one layer rounded to 4 bits in silence",
+        "one layer rounded to 4 bits, not recorded",
         "classifier",
         constant("stage4_1_layers_0_mlp_out", "weight", rounded(4)),
         "stage4_1_layers_0_mlp_out",
     ),
     _row(
-        "one layer rounded to 8 bits in silence",
+        "one layer rounded to 8 bits, not recorded",
         "classifier",
         constant("stage4_1_layers_1_mlp_in", "weight", rounded(8)),
         "stage4_1_layers_1_mlp_in",
     ),
     _row(
-        "values past half precision, made up for in the next layer",
+        "values past half precision, compensated in the next layer",
         "classifier",
         several(rows(QKV, part_scaled(2, 3, 2.0**15)), constant(f"{ATTENTION}_out", "weight", scaled(2.0**-15))),
         QKV,
@@ -807,8 +807,8 @@ _HEADS = (
     _row("bias of the classifier zeroed", "classifier", constant("classifier", "bias", zeros), "classifier"),
     _row("maximum for the mean", "classifier", retyped("reduce_mean", "reduce_max"), "reduce_mean"),
     _row("mean before the activation", "features", rewired("reduce_mean", "x", "expand_conv"), "reduce_mean"),
-    _row("map put out before its activation", "features", rewired("featureMap", "x", "expand_conv"), "featureMap"),
-    _row("stage put out before its block", "features", rewired("stage3", "x", "stage3_0_reduce_conv"), "stage3"),
+    _row("map output before its activation", "features", rewired("featureMap", "x", "expand_conv"), "featureMap"),
+    _row("stage output before its block", "features", rewired("stage3", "x", "stage3_0_reduce_conv"), "stage3"),
     _row("stages' names exchanged", "features", stages_exchanged, "stage1", "stage2"),
     _row(
         "classes of a mask one higher",
@@ -906,8 +906,8 @@ _OUTSIDE = (
     _row("preview left out", "segmenter", untold(PREVIEW)),
     _row("record's labels one later", "segmenter", recorded("labels", rolled)),
     _row("two of the record's colours exchanged", "segmenter", recorded("colors", lambda c: swapped(c, 1, 2))),
-    _row("output called otherwise", "segmenter", renamed("semanticPredictions", "mask")),
-    _row("input called otherwise", "features", renamed("image", "picture")),
+    _row("output renamed", "segmenter", renamed("semanticPredictions", "mask")),
+    _row("input renamed", "features", renamed("image", "picture")),
     _row("output declared as float16", "features", described(as_float16)),
     _row("an output not declared", "features", described(lambda description: description.output.pop())),
     _row("record's resize", "classifier", recorded("preprocessing", entry("resize", given(100)))),
@@ -924,7 +924,7 @@ _OUTSIDE = (
     _row("record's output logits", "segmenter", recorded("outputs", entry("type", given("logits")))),
     _row("digest of other weights", "classifier", recorded("weights", entry("sha256", another_digest))),
     _row("another seed", "pruned", recorded("weights", entry("seed", lambda seed: seed + 1))),
-    _row("untrained, and not said", "pruned", untold("untrained")),
+    _row("untrained, not recorded", "pruned", untold("untrained")),
     _row("record without its weights", "classifier", untold("weights")),
 )
 
@@ -963,7 +963,7 @@ UNSEEN: tuple[Fault, ...] = (
     # with pad_type valid they are not read
     _row("padding of a valid convolution", "classifier", constant("expand_conv", "pad", given([1, 1, 1, 1]))),
     # nobody reads its result
-    _row("an operation nobody needs", "classifier", unneeded("relu", "unneeded", "stem_conv")),
+    _row("an unused operation", "classifier", unneeded("relu", "unneeded", "stem_conv")),
     # between the blobs, which begin at multiples of 64
     _row("bytes between blobs", "classifier", filled_gaps),
 )

@@ -22,6 +22,7 @@ from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.inference import read_record
 from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, default_gates
+from mobilevit_coreml.package.files import digest_of
 from mobilevit_coreml.package.interface import CLASS_LABEL, CLASS_PROBABILITIES, POOLED, SEMANTIC_PREDICTIONS
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference import ReferenceEvaluator
@@ -34,7 +35,6 @@ from mobilevit_coreml.validation.device import DeviceResults, evaluate_device_re
 from mobilevit_coreml.validation.golden import swift_test, write_golden
 from mobilevit_coreml.validation.manifest import MANIFEST, RESULTS, SWIFT, read_manifest
 from mobilevit_coreml.validation.original import Original, load_original
-from mobilevit_coreml.validation.run import digest_of
 from tests.validation.fault_injection import FAULTS
 
 TEMPLATE = shipped("validation/swift", "validate/swift") / SWIFT
@@ -63,8 +63,8 @@ def kinds(good_package: Callable[[str], Path], converted: Callable[..., Conversi
         record = read_record(package)
         original = load_original(record)
         images = {
-            function: load_images(None, record.task, original.classes, contract)
-            for function, contract in original.contracts.items()
+            function: load_images(None, record.task, original.classes, preprocessing)
+            for function, preprocessing in original.preprocessing.items()
         }
         return package, record, original, images
 
@@ -198,7 +198,7 @@ def test_images_are_what_the_package_is_given(name: str, kinds: Kinds, directori
         assert [path.name for path in paths] == ["000.png", "001.png", "002.png"]
         for path, labelled in zip(paths, there[:COUNT], strict=True):
             with Image.open(path) as image:
-                assert (image.height, image.width) == original.contracts[function].input_size
+                assert (image.height, image.width) == original.preprocessing[function].input_size
                 assert np.array_equal(np.asarray(image), np.asarray(labelled.prepared()))
                 assert "icc_profile" not in image.info
 
@@ -216,7 +216,7 @@ def test_what_is_expected_is_what_pytorch_computes(name: str, kinds: Kinds, dire
         shapes = {output["name"]: output["shape"] for output in function["outputs"]}
         for picture, one in zip(function["pictures"], shown[function["name"]], strict=False):
             pixels = np.asarray(one.prepared(), np.float32)[None].transpose(0, 3, 1, 2)[:, ::-1] / 255  # BGR
-            height, width = original.contracts[function["name"]].crop
+            height, width = original.preprocessing[function["name"]].crop
             top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
             pixels = pixels[:, :, top : top + height, left : left + width].copy()
             with torch.inference_mode():

@@ -149,8 +149,8 @@ def test_the_subject_is_all_that_figures_depend_on(classifier: Path) -> None:
 
 def test_synthetic_images_have_a_digest(classifier: Path) -> None:
     original = load_original(read_record(classifier))
-    ((_, contract),) = original.contracts.items()
-    digests = [image.digest() for image in load_images(None, "classification", original.classes, contract)]
+    ((_, preprocessing),) = original.preprocessing.items()
+    digests = [image.digest() for image in load_images(None, "classification", original.classes, preprocessing)]
     assert len(set(digests)) == 8
 
 

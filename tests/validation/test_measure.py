@@ -30,12 +30,12 @@ def reference_run(validation: Validation) -> Run:
 def both_sides(package: Path, photographs: Path) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Probabilities of PyTorch and of the package for all photographs, and their classes, computed here."""
     original = load_original(read_record(package))
-    ((name, contract),) = original.contracts.items()
+    ((name, preprocessing),) = original.preprocessing.items()
     evaluator = ReferenceEvaluator(package)
     ours, theirs, truth = [], [], []
     for path in sorted(photographs.glob("*/*.png")):
-        image = contract.prepare(Image.open(path))
-        ours.append(original.models[name](torch.from_numpy(contract.pixels(image))).logits.softmax(1)[0].numpy())
+        image = preprocessing.prepare(Image.open(path))
+        ours.append(original.models[name](torch.from_numpy(preprocessing.pixels(image))).logits.softmax(1)[0].numpy())
         theirs.append(np.array(list(evaluator.run({"image": image})["classLabel_probs"].values()), np.float32))
         truth.append(int(path.parent.name))
     return np.stack(ours), np.stack(theirs), truth
@@ -87,16 +87,16 @@ def test_masks_against_labels(segmenter: Path, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     run = reference_run(validate(segmenter, images=tmp_path, journal=journal))
     original = load_original(read_record(segmenter))
-    ((name, contract),) = original.contracts.items()
+    ((name, preprocessing),) = original.preprocessing.items()
     evaluator = ReferenceEvaluator(segmenter)
     sides: dict[str, list[np.ndarray]] = {"original": [], "package": [], "truth": []}
     for index in range(3):
-        image = contract.prepare(Image.open(tmp_path / "JPEGImages" / f"{index}.png"))
-        logits = original.models[name](torch.from_numpy(contract.pixels(image))).logits
+        image = preprocessing.prepare(Image.open(tmp_path / "JPEGImages" / f"{index}.png"))
+        logits = original.models[name](torch.from_numpy(preprocessing.pixels(image))).logits
         whole = torch.nn.functional.interpolate(logits, size=(96, 96), mode="bilinear")
         sides["original"].append(whole.argmax(1)[0].numpy())
         sides["package"].append(evaluator.run({"image": image})["semanticPredictions"])
-        sides["truth"].append(contract.prepare_mask(Image.open(tmp_path / "SegmentationClass" / f"{index}.png")))
+        sides["truth"].append(preprocessing.prepare_mask(Image.open(tmp_path / "SegmentationClass" / f"{index}.png")))
     truth = np.stack(sides["truth"])
     counts = truth != 255
     for side in ("original", "package"):
