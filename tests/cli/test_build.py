@@ -83,7 +83,7 @@ def test_a_run(made: Made) -> None:
     assert made.finished.returncode == 1
     assert made.finished.stderr == "note: 1 UNTRAINED: these recognize nothing; do not ship them\n"
     lines = made.finished.stdout.splitlines()
-    assert all(len(line) <= 80 for line in lines)
+    assert all(len(line) <= 80 for line in lines if str(made.output.parent) not in line)  # paths are not broken
     assert lines[1].startswith("  nowhere      FAIL,")
     assert any(line.startswith("  small        PASS, ") for line in lines)
     assert names_in(made.output) == ["CATALOGUE.md", "catalogue.json", "nowhere_failed", NAME]
