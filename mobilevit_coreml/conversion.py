@@ -297,6 +297,7 @@ def _planned(
     from mobilevit_coreml.compression.calibrate import calibration_crops
     from mobilevit_coreml.compression.plan import budget_plan, uniform_plan
     from mobilevit_coreml.compression.search import Quality
+    from mobilevit_coreml.mil import guess_package_bytes
     from mobilevit_coreml.scoring import scorer
 
     (function, preprocessing), *_ = record.by_function().items()
@@ -324,5 +325,6 @@ def _planned(
         shutil.rmtree(package)
         return size, Quality(fidelity.worst.snr, fidelity.agreement)
 
-    plan = budget_plan(compression, model, precision, crops, calibrated, score, build, progress)
+    guess = guess_package_bytes(record.attention, class_names)
+    plan = budget_plan(compression, model, precision, crops, calibrated, guess, score, build, progress)
     return test, plan, built.get(plan.layers)

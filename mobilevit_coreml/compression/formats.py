@@ -8,7 +8,8 @@ PALETTE_BITS = (8, 6, 4, 3, 2, 1)
 INTEGER_BITS = (8, 4)
 BLOB_ALIGNMENT = 64  # bytes: each blob of weight.bin has a header of that size, and starts at a multiple of it
 SMALLEST_BLOB = 10  # values: fewer stand in the program itself
-ENTRY_BYTES = 130  # of the program for a second and a third blob, about
+ENTRY_BYTES = {INTEGER: 154, PALETTE: 116, SPARSE: 125}  # of the program for a second and a third blob, to some tens
+SMALL_ENTRY_BYTES = 85  # with a lookup table that stands in the program itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Format:
         if self.kind == FLOAT:
             return blob_bytes(width * size)
         if self.kind == SPARSE:
-            values = width * (size - round(size * self.zeros))
-            return blob_bytes(values) + blob_bytes(math.ceil(size / 8)) + ENTRY_BYTES
-        count = shape[0] if self.kind == INTEGER else 2**self.bits * (shape[0] // (self.group_size or shape[0]))
-        stored = width * count if count < SMALLEST_BLOB else blob_bytes(width * count)
-        return blob_bytes(math.ceil(size * self.bits / 8)) + stored + ENTRY_BYTES
+            values, codes = size - round(size * self.zeros), math.ceil(size / 8)
+        else:
+            values = shape[0] if self.kind == INTEGER else 2**self.bits * (shape[0] // (self.group_size or shape[0]))
+            codes = math.ceil(size * self.bits / 8)
+        if values < SMALLEST_BLOB:
+            return blob_bytes(codes) + SMALL_ENTRY_BYTES
+        return blob_bytes(codes) + blob_bytes(width * values) + ENTRY_BYTES[self.kind]
 
 
 def blob_bytes(size: int) -> int:

@@ -21,7 +21,6 @@ from mobilevit_coreml.progress import Progress
 
 # Of a budget, beside uncompressed. All are iOS16's: grouped lookup tables are not worth their bytes.
 COMPRESSED = (Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
-PROGRAM_BYTES = 55_000  # of a package beside its weights, a first guess: 40 to 55 kB of features, more of classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +93,14 @@ def budget_plan(
     precision: str,
     crops: Tensor,
     images: int,
+    package_bytes: int,
     score: Callable[[Model], Quality],
     build: Callable[[Plan], tuple[int, Quality]],
     progress: Progress,
 ) -> Plan:
     """Each layer of a folded model in the format that serves a budget best.
 
+    `package_bytes` is a guess of the package without its weights; a good one saves building a second package.
     `score` is the quality of the model with weights as they are going to be stored, in PyTorch; `build` makes a
     package by a plan, and measures its bytes and its quality. Both are on images without a part in the calibration.
 
@@ -123,7 +124,8 @@ def budget_plan(
         progress("search", min(next(done), MAX_STEPS), MAX_STEPS)
         return point
 
-    chosen, curve = meet(budget, candidates, _other_bytes(model, layers, precision), scored, built)
+    rest = package_bytes + _other_weights(model, layers, precision)
+    chosen, curve = meet(budget, candidates, rest, scored, built)
     points = tuple((point.bytes, point.quality.snr, point.quality.agreement) for point in curve)
     return dataclasses.replace(plan_of(chosen.choice), curve=points)
 
@@ -155,12 +157,12 @@ def _plan(
     return Plan(scheme, images, encoded, _bias_shifts(layers, encoded, statistics), stored, left)
 
 
-def _other_bytes(model: Model, layers: Mapping[str, Layer], precision: str) -> int:
-    """A guess of the bytes of a package that are not of the layers' weights: other weights, and the program."""
+def _other_weights(model: Model, layers: Mapping[str, Layer], precision: str) -> int:
+    """Bytes of the weights that are not of the layers; in a package equal ones are stored once."""
     of_layers = {id(layer.weight) for layer in layers.values()}
     others = (parameter for parameter in model.parameters() if id(parameter) not in of_layers)
     width = UNCOMPRESSED[precision].bits // 8
-    return PROGRAM_BYTES + sum(blob_bytes(width * parameter.numel()) for parameter in others)
+    return sum(blob_bytes(width * parameter.numel()) for parameter in others)
 
 
 def _check_groups(scheme: Format, layers: Mapping[str, Layer]) -> None:

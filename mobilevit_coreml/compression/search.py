@@ -10,6 +10,7 @@ from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.errors import ConversionError
 
 CURVE = (0.35, 0.5, 0.7)  # sizes beside the chosen one and the uncompressed, as shares of the latter
+NEAR = 0.02  # likewise: a point closer to the chosen one tells nothing
 CURVE_BYTES = 256  # of the curve in the record of the package that is chosen, at most
 SPARE = 256  # bytes beside those that a package was out by: estimates are out by some hundred
 UNUSED = 0.002  # share of a size that is not worth another package
@@ -107,16 +108,14 @@ def meet(
         scored.append((choice, score(choice)))
         return scored[-1][1]
 
-    whole = choose(candidates, math.inf)
     if budget.max_size is not None:
         chosen = _within(budget.max_size, candidates, rest, build)
         rest = chosen.bytes - total_bytes(chosen.choice)
         least = rest + total_bytes(choose(candidates, 0))
-        size = rest + total_bytes(whole)
-        shares = [choose(candidates, share * size - rest) for share in CURVE if share * size > least]
-        for choice in (*shares, whole):
-            if choice != chosen.choice:
-                scored_quality(choice)
+        size = rest + total_bytes(choose(candidates, math.inf))
+        for one in (*(share * size for share in CURVE if share * size > least), size):
+            if abs(one - chosen.bytes) > NEAR * size:
+                scored_quality(choose(candidates, one - rest))
     else:
         chosen = _of_quality(budget, candidates, rest, scored_quality, build)
         rest = chosen.bytes - total_bytes(chosen.choice)

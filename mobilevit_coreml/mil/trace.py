@@ -10,7 +10,7 @@ from torch import nn
 
 from mobilevit_coreml._coremltools import ct, quietly
 from mobilevit_coreml.compression.quantize import Encoded
-from mobilevit_coreml.config import Task
+from mobilevit_coreml.config import AttentionImplementation, Task
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  # registers passes and translations
 from mobilevit_coreml.mil.export import ExportModel
@@ -20,6 +20,9 @@ from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK,
 from mobilevit_coreml.preprocessing import Preprocessing
 
 PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
+# Without weights, about; of features and classifiers, with the names of a budget's layers
+PACKAGE_BYTES = {AttentionImplementation.SPLIT_EINSUM: 117_800, AttentionImplementation.PACKED: 83_000}
+LABEL_BYTES = 17  # beside the label itself
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -101,3 +104,9 @@ def count_operations(program: Any) -> int:
     function = specification.mlProgram.functions[specification.description.defaultFunctionName or "main"]
     (block,) = function.block_specializations.values()
     return sum(not operation.type.startswith("const") for operation in block.operations)
+
+
+def guess_package_bytes(attention: str, labels: Sequence[str]) -> int:
+    """Bytes of a package without its weights, before there is one: within a few hundred of a classifier's."""
+    of_labels = sum(len(label.encode()) + LABEL_BYTES for label in labels)
+    return PACKAGE_BYTES[AttentionImplementation(attention)] + of_labels

@@ -15,6 +15,7 @@ from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
+from mobilevit_coreml.mil import guess_package_bytes
 from mobilevit_coreml.model import fold_for_inference
 from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.files import size_of
@@ -160,7 +161,7 @@ def test_an_fp32_budget_is_used_and_its_bytes_are_predicted(make: Callable[..., 
     assert 0.95 * 2_500_000 <= made.bytes <= 2_500_000
     assert made.plan is not None
     model = fold_for_inference(trained_like(SIZE).model("packed"))
-    rest = plan._other_bytes(model, layers_of(model)[0], "fp32")
+    rest = guess_package_bytes("packed", ()) + plan._other_weights(model, layers_of(model)[0], "fp32")
     assert rest + sum(layer.bytes for layer in made.plan.layers) == pytest.approx(made.bytes, rel=0.01)
 
 
