@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mobilevit_coreml.errors import ConfigError, LabelsError
-from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, placeholder_labels, voc_labels
+from mobilevit_coreml.errors import ConfigError, check_choice
+from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, voc_labels
 
 
 class Task(enum.StrEnum):
@@ -33,10 +33,16 @@ class UnfoldImplementation(enum.StrEnum):
 
 
 CLASSIFICATION, SEGMENTATION, FEATURES = TASKS = tuple(Task)
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES = (
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
+POOLS = ("avg", "max")
 ACTIVATIONS = ("silu", "swish", "relu", "relu6", "gelu", "leaky_relu", "hardswish")
 NECK_SIZES = 7  # stem, five stages, final expansion
 TRANSFORMER_STAGES = 3  # stages 3, 4 and 5
-MIN_IMAGE_SIDE = 32  # pixels; the network halves an image five times
+MIN_IMAGE_SIDE = 8  # pixels; the network halves an image five times
 MAX_IMAGE_SIDE = 4096  # pixels; past any published use
 MAX_WIDTH = 16384  # channels; 25 times the widest published layer
 
@@ -48,7 +54,9 @@ class MobileViTConfig:
     `hidden_sizes` are the widths of the transformers in stages 3 to 5, `neck_hidden_sizes` those of
     the stem, the five stages and the final expansion (Mehta & Rastegari 2022, table 4).
     `image_size` and `patch_size` are pixels, one int or (height, width). Probabilities are in [0, 1].
-    `id2label` is the label map beside them: class i is called `id2label[i]`.
+    `id2label` is the label map beside them: class i is called `id2label[i]`. `problem_type` is what a
+    classifier's outputs mean: one class of all (softmax), labels of which any number may apply (sigmoid), or plain
+    values. `global_pool` is the pooling before its head, avg or max, as timm calls it.
 
     Raises ConfigError for values no network can be built from.
     """
@@ -75,13 +83,14 @@ class MobileViTConfig:
     aspp_dropout_prob: float = 0.1
     semantic_loss_ignore_index: int = 255
     id2label: tuple[str, ...] = dataclasses.field(default_factory=imagenet_labels, repr=False)
+    problem_type: str = SINGLE_LABEL
+    global_pool: str = "avg"
 
     def __post_init__(self) -> None:
         self._normalize_sequences()
         self._check_sizes()
         self._check_widths()
         self._check_numbers()
-        self._check_patches()
 
     @property
     def num_labels(self) -> int:
@@ -199,22 +208,14 @@ class MobileViTConfig:
             raise ConfigError(f"mlp_ratio: {self.mlp_ratio} leaves no hidden unit at width {min(self.hidden_sizes)}")
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        check_choice("problem_type", self.problem_type, PROBLEM_TYPES, ConfigError)
+        check_choice("global_pool", self.global_pool, POOLS, ConfigError)
         if not isinstance(self.qkv_bias, bool):
             raise ConfigError(f"qkv_bias: expected true or false, got {self.qkv_bias!r}")
         if not _is_int(self.semantic_loss_ignore_index):
             raise ConfigError(f"semantic_loss_ignore_index: expected an int, got {self.semantic_loss_ignore_index!r}")
         if not self.id2label or not all(isinstance(name, str) and name for name in self.id2label):
             raise ConfigError(f"id2label: expected at least one class, each with a name, got {self.id2label!r:.80}")
-
-    def _check_patches(self) -> None:
-        # A map that is no multiple of the patch is resized, as in the reference; one smaller than
-        # a single patch would leave one token to attend to itself.
-        for stage, (height, width) in enumerate(self.stage_sizes()[2:], start=3):
-            if self.patch_hw[0] > height or self.patch_hw[1] > width:
-                raise ConfigError(
-                    f"patch_size: expected at most the {height}x{width} map of stage {stage}, got "
-                    f"{self.patch_hw[0]}x{self.patch_hw[1]}; choose a larger image size"
-                )
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -270,24 +271,3 @@ def variant_of(config: MobileViTConfig) -> str:
         if all(getattr(config, field) == getattr(published, field) for field in _SHAPE_FIELDS):
             return name
     return CUSTOM
-
-
-def config_from_hugging_face(values: Mapping[str, Any], source: str) -> MobileViTConfig:
-    """Configuration from the contents of a Hugging Face `config.json`.
-
-    Keys the network does not have (`architectures`, `torch_dtype`, …) are passed over.
-    Raises ConfigError, naming `source`, for another architecture or an invalid value.
-    """
-    model_type = values.get("model_type", "mobilevit")
-    if model_type != "mobilevit":
-        raise ConfigError(
-            f"{source}: expected model_type 'mobilevit', got {model_type!r}; only MobileViT v1 is handled"
-        )
-    known = {field.name for field in dataclasses.fields(MobileViTConfig)}
-    parameters = {key: value for key, value in values.items() if key in known}
-    try:
-        if "id2label" not in parameters:  # transformers leaves it out when a model has its default of two classes
-            parameters["id2label"] = placeholder_labels(values.get("num_labels", 2))
-        return MobileViTConfig(**parameters)
-    except (ConfigError, LabelsError, TypeError) as error:
-        raise ConfigError(f"{source}: {error}") from None

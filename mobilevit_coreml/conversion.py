@@ -22,7 +22,7 @@ from mobilevit_coreml.package.files import (
     size_of,
 )
 from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord
-from mobilevit_coreml.prepare import make_record, notices_of, with_image_size, with_overrides
+from mobilevit_coreml.prepare import make_record, notices_of, with_crop_inside, with_image_size
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.publish import check_file_free, publish, staging
@@ -95,7 +95,8 @@ def convert(
     options = options or ConversionOptions()
     if variant is not None:
         check_choice("variant", variant, VARIANTS)
-    labels = None if options.labels is None else read_labels(Path(options.labels))
+    if options.labels is not None:
+        read_labels(options.labels)  # fails before anything is loaded
     paths = _images(images)
     _check_images(options.compression, len(paths))
     destination = None if output is None else Path(output)
@@ -104,7 +105,7 @@ def convert(
     _check_report(report_path, options, verify, force)
 
     progress("weights")
-    checkpoint = _load(str(weights), variant, options, labels)
+    checkpoint = _load(str(weights), variant, options)
     record, class_names = make_record(checkpoint, options)
     name = package_name(record.task, record.variant, record.precision, scheme_name(options.compression))
     path = package_path(destination, name, untrained=record.weights.untrained)
@@ -186,14 +187,12 @@ def _check_report(report: Path | None, options: ConversionOptions, verify: bool,
     check_file_free(report, force)
 
 
-def _load(
-    weights: str, variant: str | None, options: ConversionOptions, labels: tuple[str, ...] | None
-) -> "Checkpoint":
+def _load(weights: str, variant: str | None, options: ConversionOptions) -> "Checkpoint":
     from mobilevit_coreml.checkpoints.load import load_checkpoint
 
-    checkpoint = load_checkpoint(weights, variant, options.task)
+    checkpoint = load_checkpoint(weights, variant, options.task, options)
     options.check_task(Task(checkpoint.task))
-    return with_overrides(checkpoint, labels, options.channel_order, options.include_crop)
+    return with_crop_inside(checkpoint, options.include_crop)
 
 
 def _models(checkpoint: "Checkpoint", record: PackageRecord) -> tuple[dict[str, "Model"], dict[str, "Model"]]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import enum
-import os
 from collections.abc import Collection
 from typing import Any
 
+from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
 from mobilevit_coreml.compression.schemes import Budget, Compression
 from mobilevit_coreml.config import AttentionImplementation, Task, UnfoldImplementation
 from mobilevit_coreml.errors import ConversionError, check_choice
@@ -18,8 +18,6 @@ FIRST_WITH_FLOAT16_OUTPUTS = "iOS16"
 FIRST_WITH_COMPRESSION = "iOS16"
 FIRST_WITH_PIXEL_UNSHUFFLE = "iOS16"
 FIRST_WITH_FUNCTIONS = "iOS18"
-
-Size = tuple[int, int]  # height, width
 
 
 class Precision(enum.StrEnum):
@@ -43,8 +41,8 @@ _OUTPUTS_OF = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ConversionOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversionOptions(CheckpointOverrides):
     """All options of a conversion; what is None is as the checkpoint has it, or the default.
 
     `task`, by default the one the weights were trained for. `attention` and `unfold` are implementations of the
@@ -52,7 +50,7 @@ class ConversionOptions:
     what is asked for, from iOS16 on. `image_sizes` are (height, width) in pixels; several become functions of one
     package. With `include_crop` the package crops the centre from a larger image itself. `output_type`,
     `output_size` and `output_dtype` are as in `OutputOptions`; `hidden_states` adds the maps of the stages to
-    features. `labels` is a file as in `read_labels`, `channel_order` BGR or RGB.
+    features. The rest is as in `CheckpointOverrides`.
 
     `compression` is one format for all weights that bear it, or a Budget, which chooses a format for each layer.
 
@@ -64,14 +62,11 @@ class ConversionOptions:
     attention: str = AttentionImplementation.SPLIT_EINSUM
     unfold: str = UnfoldImplementation.SPACE_TO_BATCH
     target: str | None = None
-    image_sizes: tuple[Size, ...] = ()
     include_crop: bool = False
     output_type: str | None = None
     output_size: str | None = None
     output_dtype: str | None = None
     hidden_states: bool = False
-    labels: str | os.PathLike[str] | None = None
-    channel_order: str | None = None
     compression: Compression | None = None
 
     def __post_init__(self) -> None:

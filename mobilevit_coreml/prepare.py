@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mobilevit_coreml import __version__
+from mobilevit_coreml.checkpoints.overrides import Size
 from mobilevit_coreml.config import Task
-from mobilevit_coreml.errors import ConversionError, LabelsError
+from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.labels import placeholder_labels, unique_labels
 from mobilevit_coreml.labels.colors import class_colors
-from mobilevit_coreml.options import ConversionOptions, Size
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.package.interface import MASK, MAX_MASK_CLASSES
 from mobilevit_coreml.package.metadata import PackageRecord
 
@@ -21,33 +22,21 @@ if TYPE_CHECKING:
 MAX_ATTENTION_BYTES = 5 * 10**9  # of one layer's scores in single precision
 
 
-def with_overrides(
-    checkpoint: "Checkpoint", labels: tuple[str, ...] | None, channel_order: str | None, include_crop: bool
-) -> "Checkpoint":
-    """The checkpoint with what the user asked for in place of what it came with.
+def with_crop_inside(checkpoint: "Checkpoint", include_crop: bool) -> "Checkpoint":
+    """The checkpoint for a package that crops, or does not.
 
-    Raises LabelsError for labels that are not one for each class, ConversionError for a network that no image
-    package can hold.
+    Raises ConversionError for a network that no image package can hold.
     """
-    config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    if labels is not None:
-        if len(labels) != config.num_labels:
-            raise LabelsError(
-                f"labels: expected {config.num_labels} names, one for each class of the checkpoint, got {len(labels)}; "
-                "give a file that names every class once"
-            )
-        config = dataclasses.replace(config, id2label=labels)
-    if channel_order is not None:
-        preprocessing = dataclasses.replace(preprocessing, channel_order=channel_order)
-    if include_crop:
-        preprocessing = dataclasses.replace(preprocessing, include_crop=True)
-    if config.num_channels != 3:
+    config = checkpoint.config
+    if config.num_channels not in (1, 3):
         raise ConversionError(
-            f"num_channels: expected 3, as an image input has, got {config.num_channels}; retrain on colour images"
+            f"num_channels: expected 1 or 3, as an image input has, got {config.num_channels}; "
+            "retrain on gray or colour images"
         )
-    if config.num_labels < 2 and checkpoint.task != Task.FEATURES:
+    if config.num_labels < 2 and checkpoint.task == Task.SEGMENTATION:
         raise ConversionError("classes: expected at least 2 to choose among, got 1; give the head one output a class")
-    return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
+    preprocessing = dataclasses.replace(checkpoint.preprocessing, include_crop=include_crop)
+    return dataclasses.replace(checkpoint, preprocessing=preprocessing)
 
 
 def with_image_size(checkpoint: "Checkpoint", size: Size) -> "Checkpoint":
@@ -90,6 +79,8 @@ def make_record(checkpoint: "Checkpoint", options: ConversionOptions) -> tuple[P
         labels=mask_labels,
         colors=class_colors(mask_labels) if mask_labels else (),
         labels_renamed={str(index): name for index, name in renamed.items()},
+        given=options.recorded(),
+        assumed=checkpoint.assumed,
         sizes={_function_name(size): size for size in sizes} if len(sizes) > 1 else {},
     )
     return record, class_names
@@ -116,6 +107,6 @@ def _function_name(size: Size) -> str:
 def notices_of(checkpoint: "Checkpoint") -> tuple[str, ...]:
     """Sentences that the user should read about the checkpoint."""
     labels: Sequence[str] = checkpoint.config.id2label
-    unnamed = checkpoint.task != Task.FEATURES and labels == placeholder_labels(len(labels))
+    unnamed = checkpoint.task != Task.FEATURES and len(labels) > 1 and labels == placeholder_labels(len(labels))
     text = f"the checkpoint names no classes: they are called {labels[0]} to {labels[-1]}; give --labels"
-    return tuple(filter(None, (checkpoint.notice, text if unnamed else None)))
+    return (*checkpoint.notices, *checkpoint.assumed, *([text] if unnamed else []))

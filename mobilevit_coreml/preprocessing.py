@@ -8,13 +8,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
 from mobilevit_coreml.config import Task
-from mobilevit_coreml.errors import CheckpointError, ConfigError, InputError, check_choice
+from mobilevit_coreml.errors import ConfigError, InputError, check_choice
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
 CHANNEL_ORDERS = ("BGR", "RGB")
+GRAY = "GRAY"  # one channel, ITU-R 601 luma as Pillow and Core ML have it
+ROUNDINGS = ("down", "even")
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's values
 # Shorter edge after resizing / crop side, in Apple's evaluations
 RESIZE_RATIOS: Mapping[str, Fraction] = {
@@ -22,6 +24,7 @@ RESIZE_RATIOS: Mapping[str, Fraction] = {
     Task.SEGMENTATION: Fraction(544, 512),
     Task.FEATURES: Fraction(288, 256),
 }
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue
 MAX_SIDE = 8192  # pixels
 MAX_SCALE = 1000
 MAX_RESIZED = 100_000_000  # pixels of the resized image before the crop
@@ -29,63 +32,103 @@ MAX_RESIZED = 100_000_000  # pixels of the resized image before the crop
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter edge to `resize` pixels, centre-crop to `crop` (height, width), scale, order channels.
+    """Resize an image, cut `crop` (height, width) from its centre, scale, normalize, order the channels.
 
-    The package scales and orders channels; with `include_crop` it crops, too; the app does the rest.
-    With `fill`, for crops that are not square, images are resized to cover the crop and its margin.
-    With `reduce_labels`, values of ground-truth masks are class index + 1, and 0 is ignored.
+    `resize` is the shorter edge, pixels; or (height, width), which the image is stretched to, or with `fill` covers
+    in its own proportions; or None, for an image as large as it is. With `fill` and a shorter edge it covers the crop
+    and its margin. `rounding` is that of half pixels: "down", as transformers rounds, or "even", as torchvision and
+    timm do, to the nearest even one.
+
+    The network's input is (pixel * scale - mean) / std; `mean` and `std` are one number or one for each of red,
+    green and blue. The package does this, and orders channels; with `include_crop` it crops, too; the app does the
+    rest. With `reduce_labels`, values of ground-truth masks are class index + 1, and 0 is ignored.
 
     Raises ConfigError for values out of range.
     """
 
-    resize: int
+    resize: int | tuple[int, int] | None
     crop: tuple[int, int]
-    channel_order: str  # of the network, BGR or RGB
+    channel_order: str  # of the network, BGR, RGB or GRAY
     interpolation: str = "bilinear"
     scale: float = 1 / 255
     include_crop: bool = False
     reduce_labels: bool = False
     fill: bool = False
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    rounding: str = "down"
 
     def __post_init__(self) -> None:
-        sides = (self.resize, *self.crop)
-        if len(sides) != 3 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+        for name in ("resize", "crop", "mean", "std"):
+            if isinstance(getattr(self, name), list):  # of JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        edges = self.resize if isinstance(self.resize, tuple) else () if self.resize is None else (self.resize,)
+        if len(self.crop) != 2 or len(edges) > 2 or not all(_is_side(side) for side in (*edges, *self.crop)):
             raise ConfigError(
-                f"preprocessing: expected sizes of 1 to {MAX_SIDE} pixels, got {sides}; 288 and 256 are usual"
+                f"preprocessing: expected sizes of 1 to {MAX_SIDE} pixels, got {(*edges, *self.crop)}; "
+                "288 and 256 are usual"
             )
-        check_choice("channel_order", self.channel_order, CHANNEL_ORDERS, ConfigError)
+        check_choice("channel_order", self.channel_order, (*CHANNEL_ORDERS, GRAY), ConfigError)
         check_choice("interpolation", self.interpolation, tuple(INTERPOLATIONS), ConfigError)
+        check_choice("rounding", self.rounding, ROUNDINGS, ConfigError)
         if not (isinstance(self.scale, int | float) and 0 < self.scale <= MAX_SCALE):
             raise ConfigError(
                 f"preprocessing: expected a scale above 0, at most {MAX_SCALE}, got {self.scale!r}; 1/255 is usual"
             )
-        if self.include_crop and self.resize < min(self.crop):
+        check_normalization(self.mean, self.std, self.channels)
+        if self.include_crop and not self.covers_crop:
             raise ConfigError(
                 f"include_crop: expected a shorter edge of at least the crop's, {min(self.crop)} pixels, "
                 f"got {self.resize}; leave it out"
             )
 
     @property
+    def channels(self) -> int:
+        """Number of channels of the input."""
+        return 1 if self.channel_order == GRAY else 3
+
+    @property
+    def normalizes(self) -> bool:
+        """True if `mean` or `std` change anything."""
+        return any(self.mean) or any(value != 1 for value in self.std)
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the package's image input, pixels."""
         if not self.include_crop:
             return self.crop
-        if self.fill:
+        if self.fill and isinstance(self.resize, int):
             return self._filled
+        edges = self.resize if isinstance(self.resize, tuple) else (self.resize or 0,) * 2
         # even margins: half of an odd margin would shift the crop by a pixel
-        height, width = (side + max(self.resize - side, 0) // 2 * 2 for side in self.crop)
+        height, width = (crop + max(edge - crop, 0) // 2 * 2 for edge, crop in zip(edges, self.crop, strict=True))
         return height, width
 
     @property
+    def covers_crop(self) -> bool:
+        """True if resized images are at least as large as the crop, on its shorter side."""
+        if isinstance(self.resize, tuple):
+            return self.resize[0] >= self.crop[0] and self.resize[1] >= self.crop[1]
+        return self.resize is not None and self.resize >= min(self.crop)
+
+    @property
     def _filled(self) -> tuple[int, int]:
+        assert isinstance(self.resize, int)
         margin = (self.resize - min(self.crop)) // 2 * 2
         return self.crop[0] + margin, self.crop[1] + margin
 
     def with_crop(self, crop: tuple[int, int]) -> Self:
         """Preprocessing for another crop (height, width) with the same ratio of `resize` to crop.
 
-        Crops that are not square set `fill`; resizing the shorter edge alone could leave black padding.
+        Where the shorter edge alone is resized, crops that are not square set `fill`; else they could leave black
+        padding.
         """
+        if isinstance(self.resize, tuple):
+            ratios = (Fraction(edge, side) for edge, side in zip(self.resize, self.crop, strict=True))
+            height, width = (max(_resize_edge(side, ratio), 1) for side, ratio in zip(crop, ratios, strict=True))
+            return dataclasses.replace(self, crop=crop, resize=(height, width) if crop != self.crop else self.resize)
+        if self.resize is None:
+            return dataclasses.replace(self, crop=crop)
         fill = self.fill if crop == self.crop else crop[0] != crop[1]
         if min(crop) == min(self.crop):
             return dataclasses.replace(self, crop=crop, fill=fill)
@@ -93,14 +136,15 @@ class Preprocessing:
         return dataclasses.replace(self, crop=crop, resize=max(resize, 1), fill=fill)
 
     def prepare(self, image: "Image.Image") -> "Image.Image":
-        """Resize and crop an image to an RGB image of `input_size`, for the package's image input.
+        """Resize and crop an image to an RGB or gray image of `input_size`, for the package's image input.
 
         Takes 8 or 16 bits per channel and applies the EXIF orientation; images smaller than the crop are
         padded black. Raises InputError for floating-point images and extreme aspect ratios.
         """
         image = upright_rgb(image)
+        image = image.convert("L") if self.channel_order == GRAY else image
         image = image.resize(self._resized(image.size), INTERPOLATIONS[self.interpolation])
-        return _center_crop(image, self.input_size)
+        return self._center_crop(image, self.input_size)
 
     def prepare_mask(self, mask: "Image.Image") -> "np.ndarray[Any, np.dtype[np.uint8]]":
         """Resize and crop a ground-truth mask to class indices (H, W) uint8 of `crop` size; 255 is void.
@@ -117,7 +161,7 @@ class Preprocessing:
         if self.reduce_labels:
             indices = np.where(indices == 0, 255, np.where(indices == 255, 255, indices - 1)).astype(np.uint8)
         resized = Image.fromarray(indices).resize(self._resized(mask.size), INTERPOLATIONS["nearest"])
-        return np.array(_center_crop(resized, self.crop))
+        return np.array(self._center_crop(resized, self.crop))
 
     def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of the crop in an upright image of `size` (width, height), pixels.
@@ -125,27 +169,37 @@ class Preprocessing:
         Parts outside the image are padding.
         """
         width, height = self._resized(size)
-        left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
+        left, top = self._offset(width - self.crop[1]), self._offset(height - self.crop[0])
         x, y = size[0] / width, size[1] / height
         return left * x, top * y, (left + self.crop[1]) * x, (top + self.crop[0]) * y
 
     def pixels(self, image: "Image.Image") -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """Network input (1, 3, H, W) float32, scaled and in channel order, for an image of `input_size`."""
+        """Network input (1, C, H, W) float32 for an image of `input_size`."""
         import numpy as np
 
-        values = np.asarray(_center_crop(image.convert("RGB"), self.crop), dtype=np.float32)  # H W C
-        values = values * np.float32(self.scale)
+        gray = self.channel_order == GRAY
+        values = np.asarray(self._center_crop(image.convert("L" if gray else "RGB"), self.crop), dtype=np.float32)
+        values = values.reshape(*self.crop, self.channels) * np.float32(self.scale)  # H W C
+        if self.normalizes:
+            mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
+            values = (values - mean) / std
         if self.channel_order == "BGR":
             values = values[:, :, ::-1]
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) after resizing, with the shorter edge at `resize` or, with `fill`, covering the crop."""
-        if self.fill:
-            height, width = self._filled
-            scale = max(Fraction(width, size[0]), Fraction(height, size[1]))
-            resized = int(size[0] * scale), int(size[1] * scale)  # fractions keep the limiting side exact
+        """(width, height) of an image of `size` (width, height) after resizing."""
+        if self.resize is None:
+            return size
+        if isinstance(self.resize, tuple) and not self.fill:
+            resized = self.resize[1], self.resize[0]
+        elif self.fill:
+            height, width = self.resize if isinstance(self.resize, tuple) else self._filled
+            scale = max(Fraction(width, size[0]), Fraction(height, size[1]))  # fractions keep the limiting side exact
+            whole = round if self.rounding == "even" else int
+            resized = whole(size[0] * scale), whole(size[1] * scale)
         else:
+            assert isinstance(self.resize, int)
             short, long = sorted(size)
             edges = self.resize, int(self.resize * long / short)
             resized = edges if size[0] <= size[1] else edges[::-1]
@@ -155,11 +209,32 @@ class Preprocessing:
             )
         return resized
 
+    def _offset(self, margin: int) -> int:
+        return round(margin / 2) if self.rounding == "even" and margin > 0 else margin // 2
 
-def _center_crop(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
-    height, width = size
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    def _center_crop(self, image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
+        """Cut (height, width) around the crop, whose place in the image does not depend on what is cut with it."""
+        height, width = size
+        left = self._offset(image.width - self.crop[1]) - (width - self.crop[1]) // 2
+        top = self._offset(image.height - self.crop[0]) - (height - self.crop[0]) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Raise ConfigError for a mean or standard deviation that is not one finite number, or one for each channel."""
+    for name, values, least in (("mean", mean, -MAX_SCALE), ("std", std, 0)):
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        if len(values) not in (1, channels) or not numbers or not all(least < value <= MAX_SCALE for value in values):
+            above = "" if name == "mean" else " above 0"
+            raise ConfigError(
+                f"{name}: expected a number{above} for each of {channels} channels, at most {MAX_SCALE}, "
+                f"got {', '.join(map(str, values)) or 'none'}; ImageNet's are "
+                f"{' '.join(map(str, IMAGENET_MEAN if name == 'mean' else IMAGENET_STD))}"
+            )
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 
 def upright_rgb(image: "Image.Image") -> "Image.Image":
@@ -194,81 +269,3 @@ def default_preprocessing(task: str, crop: tuple[int, int], channel_order: str) 
 
 def _resize_edge(side: int, ratio: Fraction) -> int:
     return side + 2 * round(side * (ratio - 1) / 2)  # the same margin on both sides
-
-
-def from_hugging_face(values: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
-    """Preprocessing from a Hugging Face `preprocessor_config.json`, with `default` for missing values.
-
-    Raises CheckpointError for invalid values and for normalization with mean and standard deviation.
-    """
-    if values.get("do_normalize"):
-        raise CheckpointError(
-            f"{source}: do_normalize: expected false, got true; MobileViT is trained on pixels scaled to 0..1 only"
-        )
-    crop = default.crop
-    if values.get("do_center_crop", True) and "crop_size" in values:
-        size = values["crop_size"]
-        sides = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
-        crop = _side(sides[0], "crop_size", source), _side(sides[1], "crop_size", source)
-    resize = default.with_crop(crop).resize
-    if values.get("do_resize", True) and "size" in values:
-        size = values["size"]
-        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
-        resize = _side(edge, "size.shortest_edge", source)
-    scale = values.get("rescale_factor", default.scale) if values.get("do_rescale", True) else 1.0
-    if not isinstance(scale, int | float) or not 0 < scale <= MAX_SCALE:
-        raise CheckpointError(
-            f"{source}: rescale_factor: expected a number above 0, at most {MAX_SCALE}, got {scale!r}; 1/255 is usual"
-        )
-    resample = values.get("resample", INTERPOLATIONS[default.interpolation])
-    names = [name for name, number in INTERPOLATIONS.items() if number == resample]
-    if not names:
-        raise CheckpointError(f"{source}: resample: expected 0 to 5 as in Pillow, got {resample!r}; 2 is bilinear")
-    flips = values.get("do_flip_channel_order")
-    order = default.channel_order if flips is None else "BGR" if flips else "RGB"
-    reduces = values.get("do_reduce_labels", default.reduce_labels)
-    return Preprocessing(resize, crop, order, names[0], float(scale), reduce_labels=bool(reduces))
-
-
-def timm_settings(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Contents of a timm `config.json` with the keys of `pretrained_cfg` moved to the top level."""
-    inner = values.get("pretrained_cfg")
-    return {**values, **inner} if isinstance(inner, Mapping) else values
-
-
-def from_timm(values: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
-    """Preprocessing from a timm `config.json`, with `default` for missing values.
-
-    timm resizes the shorter edge to the crop side / crop_pct. Raises CheckpointError for invalid values
-    and for normalization with mean and standard deviation.
-    """
-    settings = timm_settings(values)
-    for key, expected in (("mean", 0), ("std", 1)):
-        given = settings.get(key, [])
-        if not isinstance(given, list) or any(value != expected for value in given):
-            raise CheckpointError(
-                f"{source}: {key}: expected {expected} for every channel, got {given!r:.60}; "
-                "MobileViT is trained on pixels scaled to 0..1 only"
-            )
-    size, share = settings.get("input_size", [3, *default.crop]), settings.get("crop_pct")
-    if not isinstance(size, list) or len(size) != 3:
-        raise CheckpointError(f"{source}: input_size: expected channels, height and width, got {size!r:.60}")
-    crop = _side(size[1], "input_size", source), _side(size[2], "input_size", source)
-    default = default.with_crop(crop)
-    resize = default.resize
-    if share is not None:
-        if not isinstance(share, int | float) or not 0.1 <= share <= 1:
-            raise CheckpointError(f"{source}: crop_pct: expected a share, 0.1 to 1, got {share!r}; 0.9 is usual")
-        resize = math.floor(min(crop) / share)
-    interpolation = settings.get("interpolation", default.interpolation)
-    # a tuple, because the JSON value may be unhashable
-    check_choice(f"{source}: interpolation", interpolation, tuple(INTERPOLATIONS), CheckpointError)
-    return dataclasses.replace(default, resize=resize, interpolation=interpolation)
-
-
-def _side(value: object, name: str, source: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
-        raise CheckpointError(
-            f"{source}: {name}: expected pixels, 1 to {MAX_SIDE}, got {value!r}; 288 and 256 are usual"
-        )
-    return value

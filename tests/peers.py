@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobilevit_coreml.checkpoints.cvnets import CVNETS
+from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
 from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, infer_task, recognize, remap_state_dict
-from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE, TIMM
+from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.model import model_for
 

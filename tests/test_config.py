@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from mobilevit_coreml.checkpoints.hugging_face import read_config
 from mobilevit_coreml.config import (
     ACTIVATIONS,
     CLASSIFICATION,
@@ -12,7 +13,6 @@ from mobilevit_coreml.config import (
     AttentionImplementation,
     MobileViTConfig,
     UnfoldImplementation,
-    config_from_hugging_face,
     published_config,
     variant_of,
 )
@@ -50,14 +50,14 @@ def test_reads_what_transformers_writes() -> None:
         id2label={0: "no", 1: "yes", 2: "maybe"},
         qkv_bias=False,
     ).to_dict()
-    config = config_from_hugging_face(written, "config.json")
+    config = read_config(written, "config.json")
     assert (config.image_hw, config.qkv_bias) == ((320, 320), False)
     assert config.id2label == ("no", "yes", "maybe")
     assert variant_of(config) == "xs"
 
 
 def test_label_indices_may_be_out_of_order_and_texts() -> None:
-    config = config_from_hugging_face({"id2label": {"2": "c", "0": "a", "1": "b"}}, "config.json")
+    config = read_config({"id2label": {"2": "c", "0": "a", "1": "b"}}, "config.json")
     assert config.id2label == ("a", "b", "c")
 
 
@@ -164,7 +164,7 @@ def test_says_what_cannot_work(values: dict[str, Any], message: str) -> None:
 )
 def test_names_the_file_at_fault(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config_from_hugging_face(values, "here")
+        read_config(values, "here")
     assert str(error.value).startswith(message)
 
 

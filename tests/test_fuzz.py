@@ -33,7 +33,7 @@ from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig, config_from_hugging_face
+from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, MobileViTConfig
 from mobilevit_coreml.errors import MAX_CHARACTERS, CheckpointError, MobileViTError, PackageError
 from mobilevit_coreml.images import read_image, synthetic_images
 from mobilevit_coreml.inference import check_images, read_record
@@ -232,7 +232,7 @@ PIXELS += ["resample", "do_flip_channel_order", "do_reduce_labels"]
 TIMM = ["mean", "std", "input_size", "crop_pct", "interpolation", "label_names", "pretrained_cfg"]
 DEFAULT = default_preprocessing(CLASSIFICATION, (64, 64), "BGR")
 READERS: dict[str, tuple[list[str], Callable[[dict[str, Any]], object]]] = {
-    "config.json": (FIELDS, lambda values: config_from_hugging_face(values, "config.json")),
+    "config.json": (FIELDS, lambda values: read_config(values, "config.json")),
     "preprocessor_config.json": (PIXELS, lambda values: from_hugging_face(values, DEFAULT, "preprocessor_config.json")),
     "timm": (TIMM, lambda values: from_timm(values, DEFAULT, "config.json")),
 }
@@ -268,9 +268,9 @@ def test_labels_in_json(tmp_path_factory: pytest.TempPathFactory, values: Any) -
 
 
 def test_class_names_of_a_configuration_are_checked_as_any_others() -> None:
-    assert config_from_hugging_face({"id2label": ["a", "b"]}, "x").id2label == ("a", "b")
+    assert read_config({"id2label": ["a", "b"]}, "x").id2label == ("a", "b")
     for names in (["a", "b\nc"], ["a", "\ud800"], ["a", 1], ["a", []], []):
-        assert survives(lambda names=names: config_from_hugging_face({"id2label": names}, "x"))  # type: ignore[misc]
+        assert survives(lambda names=names: read_config({"id2label": names}, "x"))  # type: ignore[misc]
 
 
 def test_spoilt_label_files(tmp_path: Path) -> None:

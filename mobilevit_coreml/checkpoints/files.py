@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,24 +22,86 @@ MAX_CHECKPOINT_BYTES = 2 * 1024**3  # the largest MobileViT has 0.03 GB, with op
 MAX_JSON_BYTES = 16 * 1024**2
 MAX_WRAPPERS = 4  # nesting, such as {"state_dict": {"model": …}}
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net")
+# keys beside these, of exponential moving averages of the weights: timm, torchvision's references, cvnets, others
+AVERAGE_KEYS = ("state_dict_ema", "model_ema", "ema_model_state_dict", "ema_state_dict", "model_ema_state_dict", "ema")
+SHARD_INDEX = ".index.json"  # ends the name of a file that says which tensors are in which other files
 LFS_MAGIC = b"version https://git-lfs"
 ZIP_MAGIC = b"PK\x03\x04"
 
+_FROM_FRAMEWORK = "load it in the framework it comes from, and save the PyTorch model's state_dict()"
+# Files of other formats by their first bytes, or the ends of their names: what each is, and what to do
+FOREIGN_STARTS = {
+    b"\x89HDF": (
+        "a Keras or TensorFlow file (HDF5)",
+        "from_pretrained(…, from_tf=True).save_pretrained(…) converts it",
+    ),
+    b"ZAPP": ("an ExecuTorch file", _FROM_FRAMEWORK),
+}
+FOREIGN_SUFFIXES = {
+    ".onnx": ("an ONNX file", "give the PyTorch weights it was exported from"),
+    ".tflite": ("a TensorFlow Lite file", "give the PyTorch weights"),
+    ".pb": ("a TensorFlow file", "give the PyTorch weights"),
+    ".keras": ("a Keras file", "give the PyTorch weights"),
+    ".h5": ("a Keras or TensorFlow file", "from_pretrained(…, from_tf=True).save_pretrained(…) converts it"),
+    ".msgpack": ("a Flax file", "from_pretrained(…, from_flax=True).save_pretrained(…) converts it"),
+    ".mlpackage": ("a Core ML package", "give the PyTorch weights it was converted from"),
+    ".mlmodel": ("a Core ML model", "give the PyTorch weights it was converted from"),
+    ".pte": ("an ExecuTorch file", "give the PyTorch weights"),
+}
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by key of a .safetensors file or a torch checkpoint, on the CPU, without wrapping dictionaries.
 
-    Raises CheckpointError for files that are unreadable, too large, git-LFS pointers, truncated or
-    damaged, pickles that would run code, and files without a state dict.
+class Saved(NamedTuple):
+    """Content of a weights file: tensors by key, on the CPU, without wrapping dictionaries.
+
+    `averaged` is the exponential moving average of the weights that some training scripts save beside them, {} if
+    there is none; `arguments` are the options of timm's training script, by name.
     """
+
+    tensors: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    arguments: Mapping[str, Any]
+
+
+def read_weights(path: Path) -> Saved:
+    """Read a .safetensors file, a torch checkpoint, or an index of several such files beside it.
+
+    Raises CheckpointError for files that are unreadable, too large, git-LFS pointers, truncated, damaged or of another
+    format, pickles that would run code, and files without a state dict.
+    """
+    if path.name.endswith(SHARD_INDEX):
+        parts = [read_weights(part) for part in shards(path)]
+        return Saved({key: tensor for part in parts for key, tensor in part.tensors.items()}, {}, {})
     head = _head(path)
+    foreign = FOREIGN_SUFFIXES.get(path.suffix.lower()) or next(
+        (entry for start, entry in FOREIGN_STARTS.items() if head.startswith(start)), None
+    )
+    if foreign is not None:
+        raise CheckpointError(f"{path}: expected PyTorch weights, got {foreign[0]}; {foreign[1]}")
     if head.startswith(LFS_MAGIC):
         raise CheckpointError(
             f"{path}: expected weights, got a git-LFS pointer to them; fetch the file itself with `git lfs pull`"
         )
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _read_safetensors(path)
-    return _state_dict(_read_pickle(path, is_zip=head.startswith(ZIP_MAGIC)), path)
+        return Saved(_read_safetensors(path), {}, {})
+    content = _read_pickle(path, is_zip=head.startswith(ZIP_MAGIC))
+    return Saved(*_state_dicts(content, path), _arguments(content))
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, which are beside it; raises CheckpointError for one that is not."""
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(
+            f"{index}: expected a weight_map, the file of each tensor, got none; save the model again"
+        )
+    files = sorted({str(name) for name in names.values()})
+    for name in files:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: expected {name:.100} beside it, got no such file; fetch all parts")
+    size = sum((index.parent / name).stat().st_size for name in files)
+    if size > MAX_CHECKPOINT_BYTES:
+        raise CheckpointError(f"{index}: expected at most {MAX_CHECKPOINT_BYTES} bytes, got {size}")
+    return [index.parent / name for name in files]
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -54,7 +116,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, hexadecimal; of an index of several, over the digests of these."""
+    if path.name.endswith(SHARD_INDEX):
+        return hashlib.sha256("".join(map(sha256_of, shards(path))).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,7 +152,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path, is_zip: bool) -> object:
     try:
         if is_zip:
-            _check_unpacked_size(path)
+            _check_archive(path)
         # timm's training script saves its argparse.Namespace, which is plain data
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -106,8 +170,13 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         raise _damaged(path, "a torch checkpoint", error) from None
 
 
-def _check_unpacked_size(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith(("/constants.pkl", ".weights.h5")) for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path}: expected a state dict, got a TorchScript or Keras archive; for TorchScript save "
+                "torch.jit.load(FILE).state_dict()"
+            )
         size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_CHECKPOINT_BYTES:
         raise CheckpointError(
@@ -115,23 +184,37 @@ def _check_unpacked_size(path: Path) -> None:
         )
 
 
-def _state_dict(values: object, path: Path) -> dict[str, Tensor]:
-    content = values
-    for _ in range(MAX_WRAPPERS):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-            if tensors:
-                _check_size(tensors, path)
-                return tensors
-            break
-        content = inner
-    raise CheckpointError(
-        f"{path}: expected a state dict, alone or under one of {', '.join(WRAPPER_KEYS)}, "
-        f"got {_describe(values)}; save model.state_dict()"
-    )
+def _state_dicts(values: object, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a checkpoint, or failing these of its moving average, and these."""
+    tensors, averaged = _unwrap(values)
+    if not tensors and not averaged:
+        raise CheckpointError(
+            f"{path}: expected a state dict, alone or under one of {', '.join(WRAPPER_KEYS)}, "
+            f"got {_describe(values)}; save model.state_dict()"
+        )
+    _check_size({**tensors, **{f"average {key}": tensor for key, tensor in averaged.items()}}, path)
+    return tensors, averaged
+
+
+def _unwrap(values: object, depth: int = MAX_WRAPPERS) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors in nested dictionaries, and their moving average where it is under a key beside them."""
+    if not isinstance(values, Mapping) or not depth:
+        return {}, {}
+    inner = next((values[key] for key in WRAPPER_KEYS if isinstance(values.get(key), Mapping)), None)
+    average = next((values[key] for key in AVERAGE_KEYS if isinstance(values.get(key), Mapping)), None)
+    averaged = {} if average is None else _unwrap(average, depth - 1)[0]
+    if inner is not None:
+        tensors, within = _unwrap(inner, depth - 1)
+        return tensors, averaged or within
+    return {str(key): value for key, value in values.items() if isinstance(value, Tensor)}, averaged
+
+
+def _arguments(values: object) -> Mapping[str, Any]:
+    """Options of timm's training script in a checkpoint, {} if there are none."""
+    arguments = values.get("args") if isinstance(values, Mapping) else None
+    if isinstance(arguments, argparse.Namespace):
+        return vars(arguments)
+    return {}
 
 
 def _check_size(tensors: Mapping[str, Tensor], path: Path) -> None:

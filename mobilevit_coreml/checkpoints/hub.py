@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mobilevit_coreml.checkpoints.files import SHARD_INDEX, read_json_object
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError, os_error_text
 
@@ -18,7 +19,13 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
     },
     Task.FEATURES: _CLASSIFIERS,  # the backbone is used
 }
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+# in order of preference; an index names the parts of large models
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 HUB_TIMEOUT = 10  # seconds
@@ -66,7 +73,11 @@ def _download(repo: str, revision: str | None) -> Path:
         for name in CONFIG_FILES:
             if name in files:
                 hf_hub_download(repo, name, revision=info.sha)
-        return Path(hf_hub_download(repo, weights, revision=info.sha)).parent
+        path = Path(hf_hub_download(repo, weights, revision=info.sha))
+        if weights.endswith(SHARD_INDEX):
+            for part in sorted(set(read_json_object(path).get("weight_map", {}).values())):
+                hf_hub_download(repo, str(part), revision=info.sha)
+        return path.parent
     except CheckpointError:
         raise
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

@@ -8,32 +8,32 @@ from typing import Any
 
 from torch import Tensor
 
-from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
+from mobilevit_coreml.checkpoints import cvnets, hugging_face, timm
+from mobilevit_coreml.checkpoints.files import FOREIGN_SUFFIXES, read_json_object, read_weights, sha256_of
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
-from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, infer_task, recognize, remap_state_dict
+from mobilevit_coreml.checkpoints.naming import (
+    LOSS,
+    has_expansion,
+    head_keys,
+    infer_config,
+    infer_task,
+    recognize,
+    remap_state_dict,
+    with_linear_heads,
+)
+from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
+from mobilevit_coreml.checkpoints.own import OWN
 from mobilevit_coreml.checkpoints.source import WeightsSource
-from mobilevit_coreml.checkpoints.tables import HUGGING_FACE, NAMINGS, TIMM
 from mobilevit_coreml.checkpoints.untrained import SEED, untrained_state
-from mobilevit_coreml.config import (
-    VARIANTS,
-    MobileViTConfig,
-    Task,
-    config_from_hugging_face,
-    published_config,
-    variant_of,
-)
-from mobilevit_coreml.errors import CheckpointError, check_choice, os_error_text
-from mobilevit_coreml.labels import imagenet_labels, labels_from_mapping, voc_labels
+from mobilevit_coreml.config import REGRESSION, VARIANTS, MobileViTConfig, Task, published_config, variant_of
+from mobilevit_coreml.errors import CheckpointError, LabelsError, check_choice, os_error_text
+from mobilevit_coreml.labels import imagenet_labels, placeholder_labels, read_labels, voc_labels
 from mobilevit_coreml.model import Model, model_for
-from mobilevit_coreml.preprocessing import (
-    Preprocessing,
-    default_preprocessing,
-    from_hugging_face,
-    from_timm,
-    timm_settings,
-)
+from mobilevit_coreml.preprocessing import GRAY, Preprocessing, default_preprocessing
 
+NAMINGS = (OWN, hugging_face.HUGGING_FACE, cvnets.CVNETS, timm.TIMM)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+SETTINGS_FILES = ("config.json", "preprocessor_config.json", "config.yaml")
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 
 
@@ -47,7 +47,8 @@ class Checkpoint:
     state: dict[str, Tensor]  # state dict of `model`, float32
     preprocessing: Preprocessing
     source: WeightsSource
-    notice: str | None = None  # for the user, on assumptions or a fallback
+    assumed: tuple[str, ...] = ()  # what no file says and the user did not either, each with the option that changes it
+    notices: tuple[str, ...] = ()  # for the user, on a fallback or a choice
 
     @property
     def variant(self) -> str:
@@ -62,17 +63,21 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    weights: str | os.PathLike[str] = AUTO, variant: str | None = None, task: str | None = None
+    weights: str | os.PathLike[str] = AUTO,
+    variant: str | None = None,
+    task: str | None = None,
+    overrides: CheckpointOverrides | None = None,
 ) -> Checkpoint:
     """Load a checkpoint from a file, a directory or the Hugging Face hub.
 
     weights: a file, a directory, a hub id (owner/name or owner/name@revision), "auto" (Apple's published
     weights, or random weights if the hub cannot be reached), "pretrained" (the same without fallback)
     or "untrained". Code base and variant are inferred from keys and shapes; task, too, if None.
-    Features can be extracted with the weights of any task.
+    Features can be extracted with the weights of any task. `overrides` stand in place of what the files say.
 
-    Raises CheckpointError, or ConfigError for an invalid config.json.
+    Raises CheckpointError, ConfigError for an invalid configuration, LabelsError for labels that do not fit.
     """
+    overrides = overrides or CheckpointOverrides()
     weights = os.fspath(weights)
     if task is not None:
         check_choice("task", task, tuple(Task), CheckpointError)
@@ -82,7 +87,7 @@ def load_checkpoint(
             raise CheckpointError(
                 f"--weights {weights}: expected a --variant with it ({', '.join(VARIANTS)}), got none; add one"
             )
-        return _published(weights, variant, head or Task.CLASSIFICATION)
+        return _published(weights, variant, head or Task.CLASSIFICATION, overrides)
     try:
         path = Path(weights).expanduser()
         is_directory, is_file = path.is_dir(), path.is_file()
@@ -91,9 +96,9 @@ def load_checkpoint(
             f"weights {weights:.200}: expected a path, got {os_error_text(error)}; check the path"
         ) from None
     if is_directory:
-        checkpoint = _from_directory(path, weights, head)
+        checkpoint = _from_directory(path, weights, head, overrides)
     elif is_file:
-        checkpoint = _from_file(path, weights, head, settings={}, preprocessor={})
+        checkpoint = _from_file(path, weights, head, {}, overrides)
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
             f"weights {weights}: expected a file, a directory, a hub id (owner/name) or one of {AUTO}, {PRETRAINED}, "
@@ -101,7 +106,7 @@ def load_checkpoint(
         )
     else:
         try:
-            checkpoint = _from_hub(weights, head)
+            checkpoint = _from_hub(weights, head, overrides)
         except HubUnreachableError as error:
             raise HubUnreachableError(f"path {weights} does not exist; {error}") from None
     if variant is not None and checkpoint.variant != variant:
@@ -112,104 +117,169 @@ def load_checkpoint(
     return checkpoint
 
 
-def _published(weights: str, variant: str, task: Task) -> Checkpoint:
-    notice = None
+def _published(weights: str, variant: str, task: Task, overrides: CheckpointOverrides) -> Checkpoint:
+    notices: tuple[str, ...] = ()
     if weights != UNTRAINED:
         try:
-            return _from_hub(PUBLISHED[task][variant], task)
+            return _from_hub(PUBLISHED[task][variant], task, overrides)
         except HubUnreachableError as error:
             if weights == PRETRAINED:
                 raise
-            notice = str(error)
-    config = published_config(variant, task)
-    return Checkpoint(
+            notices = (str(error),)
+    config = dataclasses.replace(published_config(variant, task), **overrides.config())
+    checkpoint = Checkpoint(
         task,
         task != Task.SEGMENTATION,
         config,
         untrained_state(config, SEED, task),
-        default_preprocessing(task, config.image_hw, HUGGING_FACE.channel_order),
+        default_preprocessing(task, config.image_hw, hugging_face.HUGGING_FACE.channel_order),
         WeightsSource(UNTRAINED, "mobilevit_coreml", seed=SEED),
-        notice,
+        notices=notices,
     )
+    return _overridden(checkpoint, overrides)
 
 
-def _from_hub(hub_id: str, task: Task | None) -> Checkpoint:
+def _from_hub(hub_id: str, task: Task | None, overrides: CheckpointOverrides) -> Checkpoint:
     directory = snapshot(hub_id)
-    checkpoint = _from_directory(directory, hub_id, task)
+    checkpoint = _from_directory(directory, hub_id, task, overrides)
     source = dataclasses.replace(checkpoint.source, revision=directory.name)
     return dataclasses.replace(checkpoint, source=source)
 
 
-def _from_directory(directory: Path, name: str, task: Task | None) -> Checkpoint:
+def _from_directory(directory: Path, name: str, task: Task | None, overrides: CheckpointOverrides) -> Checkpoint:
     preferred = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     others = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if (directory / "adapter_config.json").is_file() and not preferred:
+        raise CheckpointError(
+            f"weights {name}: expected the weights of a whole model, got a PEFT adapter; save "
+            "model.merge_and_unload().save_pretrained(DIRECTORY)"
+        )
     if not preferred and len(others) != 1:
-        found = ", ".join(path.name for path in others[:6]) or "none"
+        foreign = sorted(path.name for path in directory.iterdir() if path.suffix in FOREIGN_SUFFIXES)
+        found = ", ".join([path.name for path in others[:6]] or foreign[:6]) or "none"
         raise CheckpointError(
             f"weights {name}: expected {' or '.join(WEIGHT_FILES)}, or a single {'/'.join(WEIGHT_SUFFIXES)} file, "
             f"got {found}; name the file itself"
         )
-    configs = [directory / "config.json", directory / "preprocessor_config.json"]
-    settings, preprocessor = (read_json_object(path) if path.is_file() else {} for path in configs)
-    return _from_file((preferred or others)[0], name, task, settings, preprocessor)
+    files = {path.name: path for path in (directory / file for file in SETTINGS_FILES) if path.is_file()}
+    return _from_file((preferred or others)[0], name, task, files, overrides)
 
 
 def _from_file(
-    path: Path, name: str, task: Task | None, settings: Mapping[str, Any], preprocessor: Mapping[str, Any]
+    path: Path, name: str, task: Task | None, files: Mapping[str, Path], overrides: CheckpointOverrides
 ) -> Checkpoint:
-    """Checkpoint in a weights file; `settings` and `preprocessor` are the JSON files next to it, {} if missing."""
-    naming, tensors = recognize(read_tensors(path), NAMINGS, name)
+    """Checkpoint in a weights file; `files` are those of SETTINGS_FILES that are beside it."""
+    saved = read_weights(path)
+    notices = []
+    averaged = overrides.ema if saved.averaged and saved.tensors else bool(saved.averaged)
+    if overrides.ema and not saved.averaged and not any("ema" in key for key in saved.tensors):
+        raise CheckpointError(f"weights {name}: expected averaged weights (--ema), got none; leave the option out")
+    if saved.averaged and overrides.ema is None:
+        taken, other = ("averaged", "--no-ema the plain ones") if averaged else ("plain", "--ema the averaged ones")
+        notices.append(f"the file has plain and averaged weights (EMA): took the {taken}; {other}")
+    all_tensors = saved.averaged if averaged else saved.tensors
+    naming, tensors = recognize(all_tensors, NAMINGS, name, overrides.ema)
+    left_out = [key for key in all_tensors if LOSS.fullmatch(key)]
+    if left_out:
+        notices.append(f"left out {', '.join(left_out[:3])}: of the loss")
+    if task != Task.FEATURES:
+        tensors = with_linear_heads(tensors, naming, name)
     trained = infer_task(tensors, naming)
+    if trained == Task.FEATURES and task is None and head_keys(tensors, naming):
+        raise CheckpointError(
+            f"weights {name}: expected a linear head, or DeepLabV3's, got {', '.join(head_keys(tensors, naming)[:3])}; "
+            "train such a head, or leave it out with --task features"
+        )
     task = task or trained
     if task not in (trained, Task.FEATURES):
         raise CheckpointError(
             f"weights {name}: expected weights for {task} (--task), got weights for {trained} (from their keys); "
             "drop --task or give other weights"
         )
-    config = infer_config(tensors, naming, trained)
-    preprocessing = default_preprocessing(trained, config.image_hw, naming.channel_order)
-    if naming is TIMM and settings:
-        config = _with_timm_labels(config, settings, name)
-        preprocessing = from_timm(settings, preprocessing, f"{name}: config.json")
-        config = dataclasses.replace(config, image_size=preprocessing.crop)
+    inferred = infer_config(tensors, naming, trained)
+    given = overrides.config()
+    if overrides.labels is not None:
+        given["id2label"] = placeholder_labels(inferred.num_labels)
+    settings = read_json_object(files["config.json"]) if "config.json" in files else {}
+    order = GRAY if inferred.num_channels == 1 else naming.channel_order
+    preprocessing = default_preprocessing(trained, inferred.image_hw, order)
+    assumed: tuple[str, ...] = ()
+    if naming is timm.TIMM:
+        config, preprocessing, assumed = timm.read(settings, saved.arguments, inferred, name, **given)
     elif settings:
-        config = config_from_hugging_face(settings, f"{name}: config.json")
+        config = hugging_face.read_config(settings, f"{name}: config.json", **given)
         preprocessing = preprocessing.with_crop(config.image_hw)
-    if preprocessor:
-        preprocessing = from_hugging_face(preprocessor, preprocessing, f"{name}: preprocessor_config.json")
-        config = dataclasses.replace(config, image_size=preprocessing.crop)
-    return Checkpoint(
+    else:
+        config = dataclasses.replace(inferred, **given)
+        assumed = (_assumed_network(config, task, given),)
+        if config.num_labels == 1 and task == Task.CLASSIFICATION:
+            config = dataclasses.replace(config, problem_type=REGRESSION)
+            assumed += ("one output: its value as it is (assumed: regression)",)
+    if task != Task.FEATURES and config.num_labels != inferred.num_labels:
+        raise LabelsError(
+            f"{name}: config.json: expected the names of {inferred.num_labels} classes, as the head has, "
+            f"got {config.num_labels}; --labels FILE names them"
+        )
+    if naming is not timm.TIMM:
+        if "preprocessor_config.json" in files:
+            values, where = read_json_object(files["preprocessor_config.json"]), f"{name}: preprocessor_config.json"
+            preprocessing, more = hugging_face.read_preprocessor(values, preprocessing, where)
+            assumed += more
+        else:
+            assumed += (_assumed_pixels(preprocessing, naming.name, overrides),)
+    config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **overrides.config()})
+    checkpoint = Checkpoint(
         task,
         has_expansion(tensors, naming),
         config,
         remap_state_dict(tensors, naming, config, name, task),
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
-        None if settings or naming is TIMM else _assumptions(config, task),
+        tuple(filter(None, assumed)),
+        tuple(notices),
     )
+    return _overridden(checkpoint, overrides)
 
 
-def _assumptions(config: MobileViTConfig, task: str) -> str:
-    """Notice about values that weights without a config.json do not determine."""
+def _overridden(checkpoint: Checkpoint, overrides: CheckpointOverrides) -> Checkpoint:
+    """The checkpoint with the pixels and labels that the user gave."""
+    preprocessing = checkpoint.preprocessing.with_crop(checkpoint.config.image_hw)
+    preprocessing = dataclasses.replace(preprocessing, **overrides.preprocessing())
+    config = checkpoint.config
+    if overrides.labels is not None:
+        labels = read_labels(overrides.labels)
+        if len(labels) != config.num_labels:
+            raise LabelsError(
+                f"labels: expected {config.num_labels} names, one for each class of the checkpoint, got {len(labels)}; "
+                "give a file that names every class once"
+            )
+        config = dataclasses.replace(config, id2label=labels)
+    return dataclasses.replace(checkpoint, config=config, preprocessing=preprocessing)
+
+
+def _assumed_network(config: MobileViTConfig, task: str, given: Mapping[str, Any]) -> str:
+    """Values that weights without a config.json do not determine."""
     names = {imagenet_labels(): " and ImageNet's class names", voc_labels(): " and PASCAL VOC's class names"}
     labels = "" if task == Task.FEATURES else names.get(config.id2label, "")
-    return (
-        f"no config.json next to the weights: assumed {config.hidden_act}, {config.num_attention_heads} heads, patches "
-        f"of {config.patch_size}, output stride {config.output_stride}{labels}; if that is wrong, give the directory"
-    )
+    values = {
+        "hidden_act": f"{config.hidden_act}",
+        "num_attention_heads": f"{config.num_attention_heads} heads",
+        "patch_size": f"patches of {config.patch_size}",
+        "output_stride": f"output stride {config.output_stride}",
+    }
+    if task == Task.SEGMENTATION:
+        values["atrous_rates"] = f"atrous rates {' '.join(map(str, config.atrous_rates))}"
+    texts = ", ".join(text for name, text in values.items() if name not in given)
+    return f"no config.json next to the weights: assumed {texts}{labels}; if that is wrong, give the directory"
 
 
-def _with_timm_labels(config: MobileViTConfig, settings: Mapping[str, Any], name: str) -> MobileViTConfig:
-    """Configuration with the class names of timm's config.json, which must be for a MobileViT."""
-    architecture = str(settings.get("architecture", "mobilevit_"))
-    if not architecture.startswith("mobilevit_"):
-        raise CheckpointError(
-            f"{name}: config.json: architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, "
-            f"got {architecture:.60}; only MobileViT v1 is supported"
-        )
-    labels = timm_settings(settings).get("label_names")
-    if isinstance(labels, list):
-        return dataclasses.replace(
-            config, id2label=labels_from_mapping(dict(enumerate(labels)), f"{name}: label_names")
-        )
-    return config
+def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: CheckpointOverrides) -> str:
+    """What weights without a description of their images do not determine; "" where the user gave it."""
+    if overrides.channel_order and overrides.mean and overrides.std:
+        return ""
+    order = overrides.channel_order or preprocessing.channel_order
+    by = {
+        "cvnets": "ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB",
+        "Hugging Face": "no preprocessor_config.json: as Apple's models; others: --channel-order RGB",
+    }.get(naming, "no file says: --channel-order RGB")
+    return f"pixels 0 to 1, {order} (assumed: {by}; normalized: --mean, --std)"

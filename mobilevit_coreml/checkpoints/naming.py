@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 
 import torch
@@ -13,8 +13,36 @@ from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import placeholder_labels
 from mobilevit_coreml.model import model_for
 
-MAX_LISTED_KEYS = 40  # of missing, unexpected and mis-shaped keys in one message
+MAX_LISTED_KEYS = 3  # of each kind in a message
 STEP_COUNTER = ".num_batches_tracked"  # of batch norm, not used in inference
+
+
+LOSS = re.compile(
+    r"(.*\.)?(criterion|loss|loss_fn|loss_func|loss_function|ce_loss)\..*"
+)  # tensors of a training's loss
+# Other networks and files by a key: what they are, and what to do
+FOREIGN = (
+    (
+        re.compile(r".*\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b.*|base_model\.model\..*"),
+        "a PEFT adapter",
+        "save the whole model: model.merge_and_unload().save_pretrained(DIRECTORY)",
+    ),
+    (
+        re.compile(r".*(pre_norm_attn|attn\.qkv_proj|attention\.qkv_proj)\..*"),
+        "a MobileViTv2",
+        "give the weights of a MobileViT of the first version",
+    ),
+    (
+        re.compile(r"(.*\.)?layers\.\d\.\d\.expand_conv\.conv\.weight"),
+        "a MobileViT of mmpretrain",
+        "give the weights in the names of transformers, timm or ml-cvnets",
+    ),
+    (
+        re.compile(r".*\._packed_params.*|.*\.(scale|zero_point|qweight)"),
+        "a quantized model",
+        "give the weights from before quantization",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +59,7 @@ class Naming:
     channel_order: str  # of the input, BGR or RGB
     renames: tuple[tuple[str, str], ...]
     heads: tuple[str, ...]  # prefixes of keys after the backbone
+    last_layers: tuple[str, ...] = ()  # modules that may be Sequential(…, Linear) instead of a linear layer
     optional_prefix: str = ""  # of keys in some checkpoints
     aliases: tuple[tuple[str, str], ...] = ()  # renames from alternative keys
     unused: tuple[str, ...] = ()  # prefixes of keys that inference does not use
@@ -47,24 +76,40 @@ class Naming:
 
 
 def recognize(
-    tensors: Mapping[str, Tensor], namings: Iterable[Naming], source: str
+    tensors: Mapping[str, Tensor], namings: Iterable[Naming], source: str, averaged: bool | None = None
 ) -> tuple[Naming, dict[str, Tensor]]:
-    """The naming of the keys, and the tensors without prefixes of wrappers (`module.`, `model.`, …) and unused keys.
+    """The naming of the keys, and the tensors under its names: without wrappers' prefixes and what is not used.
 
-    Raises CheckpointError if no naming matches, or for several networks in one file.
+    Prefixes are any that all keys of a network have in common (`module.`, `backbone.net.`, …). Of two networks of
+    which one is called an average (`ema`), `averaged` takes that one.
+
+    Raises CheckpointError if no naming matches, for several networks in one file, and for other networks.
     """
     namings = tuple(namings)
+    for pattern, what, remedy in FOREIGN:
+        key = next((key for key in tensors if pattern.fullmatch(key)), None)
+        if key is not None:
+            raise CheckpointError(f"{source}: expected the weights of a MobileViT, got {what} ({key:.80}); {remedy}")
     for naming in namings:
         marked = re.compile(rf"((?:.*?\.)??)(?:{re.escape(naming.optional_prefix)})?{re.escape(naming.marker)}")
         wrappers = sorted({match[1] for key in tensors if (match := marked.fullmatch(key))})
+        if len(wrappers) == 2 and sum("ema" in wrapper for wrapper in wrappers) == 1:
+            wrappers.sort(key=lambda wrapper: ("ema" in wrapper) != bool(averaged))
+            others = wrappers.pop()
+            tensors = {key: tensor for key, tensor in tensors.items() if not others or not key.startswith(others)}
         if len(wrappers) > 1:
             raise CheckpointError(
                 f"{source}: expected one network, got {len(wrappers)}, under {_listed(map(repr, wrappers), 4)}; "
                 "save the state dict of the one to convert"
             )
         if wrappers:
-            renamed = {_canonical_key(key, wrappers[0], naming): tensor for key, tensor in tensors.items()}
-            return naming, {key: tensor for key, tensor in renamed.items() if not key.startswith(naming.unused)}
+            renamed = {
+                _canonical_key(key, wrappers[0], naming): tensor
+                for key, tensor in tensors.items()
+                if not LOSS.fullmatch(key)
+            }
+            used = {key: tensor for key, tensor in renamed.items() if not key.startswith(naming.unused)}
+            return naming, used
     markers = ", ".join(f"{naming.marker} ({naming.name})" for naming in namings)
     raise CheckpointError(
         f"{source}: expected the keys of a MobileViT, such as {markers}, got {_listed(tensors, 4) or 'no tensors'}; "
@@ -77,6 +122,29 @@ def _canonical_key(key: str, wrapper: str, naming: Naming) -> str:
     for pattern, replacement in naming.aliases:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def with_linear_heads(tensors: Mapping[str, Tensor], naming: Naming, source: str) -> dict[str, Tensor]:
+    """The tensors with the last layer of a head under its own name, where Sequential(Dropout, Linear) numbers it.
+
+    Raises CheckpointError for a head of several layers.
+    """
+    found = dict(tensors)
+    for name in ("classifier.weight", "head.classifier.weight"):
+        layer = naming.source_keys(name)[0].removesuffix(".weight")
+        root = next((root for root in naming.last_layers if (layer + ".").startswith(root + ".")), layer)
+        inside = [key for key in found if key.startswith(root + ".")]
+        weights = [key for key in inside if found[key].dim() > 1]
+        if len(weights) > 1:
+            raise CheckpointError(
+                f"{source}: expected a head of one linear layer, got {len(weights)}: {_listed(weights, 4)}; train such "
+                "a head, or convert --task features and compute the head in the app"
+            )
+        if weights and weights[0] != layer + ".weight":
+            stem = weights[0].removesuffix(".weight")
+            for key in (key for key in inside if key.startswith(stem + ".")):
+                found[layer + key.removeprefix(stem)] = found.pop(key)
+    return found
 
 
 def infer_task(tensors: Mapping[str, Tensor], naming: Naming) -> Task:
@@ -92,6 +160,11 @@ def infer_task(tensors: Mapping[str, Tensor], naming: Naming) -> Task:
     }
     task = max(counts, key=lambda task: counts[task])
     return task if counts[task] else Task.FEATURES
+
+
+def head_keys(tensors: Mapping[str, Tensor], naming: Naming) -> list[str]:
+    """The keys of a checkpoint's head."""
+    return [key for key in tensors if key.startswith(naming.heads)]
 
 
 def has_expansion(tensors: Mapping[str, Tensor], naming: Naming) -> bool:
@@ -176,10 +249,19 @@ def remap_state_dict(
     if problems:
         raise CheckpointError(
             f"{source}: expected exactly the {naming.name} keys of this MobileViT, got {'; '.join(problems)}; "
-            "check the variant, the task and the number of classes"
+            f"{_cause(missing, unexpected, naming)}"
         )
     _check_finite(state, naming, source)
     return state
+
+
+def _cause(missing: Collection[str], unexpected: Collection[str], naming: Naming) -> str:
+    """The likely cause of keys that do not fit."""
+    if unexpected and not missing and all(key.startswith(naming.heads) for key in unexpected):
+        return "this is no head of a MobileViT: --task features leaves it out"
+    if unexpected and not missing:
+        return "tensors that the network does not have: leave out what inference does not need"
+    return "check the variant, the task and the number of classes"
 
 
 @cache  # construction takes 0.1 s even without weights, and recognition needs four models

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobilevit_coreml.checkpoints.overrides import Size
 from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, run
 from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision, Size
+from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
 from mobilevit_coreml.report.formatting import table

@@ -47,7 +47,7 @@ class Statistics:
 def calibration_crops(preprocessing: Preprocessing, images: Sequence[Path]) -> Tensor:
     """Crops (N, 3, H, W) of images as the network gets them: the more of each, the smaller they are."""
     height, width = preprocessing.crop
-    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.resize >= min(preprocessing.crop))
+    whole = dataclasses.replace(preprocessing, include_crop=preprocessing.covers_crop)
     uncropped = dataclasses.replace(whole, include_crop=False, crop=whole.input_size)
     tensors = (torch.from_numpy(uncropped.pixels(whole.prepare(read_image(path))))[0] for path in images)
     return crops_of(tensors, preprocessing.crop, max(CALIBRATION_PIXELS // (height * width), len(images)))

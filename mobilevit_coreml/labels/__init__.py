@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -79,8 +79,9 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LabelsError(f"labels {path}: expected JSON, got {error}; check the file") from None
+    inside = next((key for key in ("id2label", "names") if isinstance(values, dict) and key in values), None)
     if isinstance(values, dict):
-        values = next((values[key] for key in ("id2label", "names") if key in values), values)
+        values = _by_index(values, str(path)) if inside is None else values[inside]
     if isinstance(values, dict):
         return labels_from_mapping(values, str(path))
     if isinstance(values, list):
@@ -88,18 +89,28 @@ def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     raise LabelsError(f"labels {path}: expected a list or an object of names, got {type(values).__name__}")
 
 
+def _by_index(values: Mapping[object, object], source: str) -> Mapping[object, object]:
+    """{index: name} of an object that is that, or {name: index} as torchvision's class_to_idx."""
+    indices = set(map(str, range(len(values))))
+    if not values or not all(isinstance(value, int) for value in values.values()):
+        return values
+    if set(values) == indices and any(str(value) != key for key, value in values.items()):
+        raise LabelsError(
+            f"labels {source}: expected names, got numbers for numbers, which may be read both ways; give a list of "
+            "names in the order of the classes"
+        )
+    return {index: name for name, index in values.items()}
+
+
 def labels_from_mapping(values: Mapping[object, object], source: str) -> tuple[str, ...]:
-    """Class names in index order from {index: name} or {name: index}.
+    """Class names in index order from {index: name}; a number is a name, too.
 
     Raises LabelsError unless the indices are 0 to n-1 and all names are printable.
     """
-    pairs: Iterable[tuple[object, object]] = values.items()
-    if values and all(isinstance(value, int) for value in values.values()):
-        pairs = ((index, name) for name, index in values.items())
     by_index: dict[int, object] = {}
-    for key, name in pairs:
+    for key, name in values.items():
         try:
-            by_index[int(str(key))] = name
+            by_index[int(str(key))] = str(name) if isinstance(name, int) else name
         except ValueError:
             raise LabelsError(
                 f"{source}: expected class indices as keys, got {str(key)!r:.60}; give index and name of every class"
@@ -138,6 +149,10 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_LABELS:
         raise LabelsError(f"{source}: expected 1 to {MAX_LABELS} class names, got {len(names)}; name every class")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        if not isinstance(name, str) or not name.strip() or not name.translate(_INVISIBLE).isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
-    return tuple(str(name) for name in names)
+    return tuple(str(name).strip() for name in names)
+
+
+# in ordinary names although not printable: joiners of Persian, Hindi and emoji, and the space that does not break
+_INVISIBLE = dict.fromkeys((0x200C, 0x200D, 0x00A0))

@@ -9,28 +9,40 @@ from mobilevit_coreml.config import MobileViTConfig, Task
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import resize_bilinear
 from mobilevit_coreml.package.interface import LABELS, LOGITS, MASK, NETWORK, PROBABILITIES, OutputOptions
+from mobilevit_coreml.preprocessing import Preprocessing
 
 
 class ExportModel(nn.Module):
-    """Scaled pixels (1, 3, *input_size) in the network's channel order -> the package's outputs, in its order.
+    """Scaled pixels (1, C, *input_size) in the network's channel order -> the package's outputs, in its order.
 
     Classifier: probabilities (1, classes), from which Core ML makes two outputs. Segmenter:
     `segmentation_output`. Feature extractor: pooled features, feature map, `options.hidden_states` stages.
     """
 
-    def __init__(self, model: Model, task: str, options: OutputOptions, input_size: tuple[int, int]) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: Model, task: str, options: OutputOptions, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.options = options
         self.crop = model.config.image_hw
-        self.margin = tuple((side - crop) // 2 for side, crop in zip(input_size, self.crop, strict=True))
+        sides = zip(preprocessing.input_size, self.crop, strict=True)
+        self.margin = tuple((side - crop) // 2 for side, crop in sides)
+        self.normalizes = preprocessing.normalizes
+        for name, values in (("mean", preprocessing.mean), ("deviation", preprocessing.std)):
+            per_channel = torch.tensor(values, dtype=torch.float32).expand(preprocessing.channels)  # red, green, blue
+            ordered = per_channel.flip(0) if preprocessing.channel_order == "BGR" else per_channel
+            self.register_buffer(name, ordered.reshape(1, -1, 1, 1).clone(), persistent=False)
         self.train(model.training)
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         (height, width), (top, left) = self.crop, self.margin
         if top or left:
             pixels = pixels[:, :, top : top + height, left : left + width]
+        if self.normalizes:  # before the first convolution pads with zeros: folded into it, borders would differ
+            pixels = (pixels - self.mean) / self.deviation
         output = self.model(pixels)
         match self.task:
             case Task.CLASSIFICATION:

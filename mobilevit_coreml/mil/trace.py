@@ -23,6 +23,7 @@ PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
 # Without weights, about; of features and classifiers, with the names of a budget's layers
 PACKAGE_BYTES = {AttentionImplementation.SPLIT_EINSUM: 117_800, AttentionImplementation.PACKED: 83_000}
 LABEL_BYTES = 17  # beside the label itself
+COLOR_LAYOUTS = {"BGR": ct.colorlayout.BGR, "RGB": ct.colorlayout.RGB, "GRAY": ct.colorlayout.GRAYSCALE}
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -39,7 +40,7 @@ def build_mlprogram(
     """Core ML model (ct.models.MLModel, not loaded) of a model that was folded for inference.
 
     Input `image`: an image of preprocessing.input_size; the program crops it if preprocessing has
-    include_crop, scales it and orders the channels. Outputs: `interface.output_names`. labels: unique
+    include_crop, scales and normalizes it and orders the channels. Outputs: `interface.output_names`. labels: unique
     class names of a classifier. target: iOS15 to iOS26. precision: fp16 or fp32. encodings: compressed
     weights by module path.
 
@@ -51,12 +52,12 @@ def build_mlprogram(
         name=IMAGE,
         shape=shape,
         scale=preprocessing.scale,
-        color_layout=ct.colorlayout.BGR if preprocessing.channel_order == "BGR" else ct.colorlayout.RGB,
+        color_layout=COLOR_LAYOUTS[preprocessing.channel_order],
     )
     classifier = ct.ClassifierConfig(list(labels), CLASS_LABEL) if task == Task.CLASSIFICATION else None
     with quietly():
         return ct.convert(
-            _trace(ExportModel(model, task, options, preprocessing.input_size), shape),
+            _trace(ExportModel(model, task, options, preprocessing), shape),
             inputs=[image],
             outputs=_output_types(task, options),
             classifier_config=classifier,

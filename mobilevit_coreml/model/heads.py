@@ -42,7 +42,8 @@ class ImageClassifier(nn.Module):
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
         features = self.backbone(pixels)
-        pooled = features.feature_map.mean((2, 3))  # B C
+        pool = features.feature_map.mean if self.config.global_pool == "avg" else features.feature_map.amax
+        pooled = pool((2, 3))  # B C
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else classification_loss(logits, labels)
         return ClassifierOutput(logits, pooled, features.hidden_states, loss)

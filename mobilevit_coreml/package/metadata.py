@@ -10,7 +10,7 @@ from mobilevit_coreml.checkpoints.hub import PUBLISHED
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.package.interface import IMAGE, MASK, OutputOptions, output_descriptions
-from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.preprocessing import GRAY, Preprocessing
 
 METADATA_PREFIX = "mobilevit_coreml."
 PREVIEW_PREFIX = "com.apple.coreml.model.preview."
@@ -32,7 +32,8 @@ class PackageRecord:
     made unique. `compression` says how weights are stored: the scheme, how many images it was
     calibrated with, the modules by format and, of those kept in full precision, by reason, and for a budget the
     curve of all packages built, [bytes, dB, agreement]. `sizes` has (height, width) of the crop of each
-    function in a package of several sizes; `preprocessing` and `config` are those of the first.
+    function in a package of several sizes; `preprocessing` and `config` are those of the first. `given` are the
+    CheckpointOverrides of the conversion, `assumed` is what neither these nor the checkpoint's files say.
     """
 
     version: str
@@ -51,6 +52,8 @@ class PackageRecord:
     labels_renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(isinstance(text, str) for text in self.labels) or len(self.colors) != len(self.labels):
@@ -73,7 +76,7 @@ class PackageRecord:
             texts["untrained"] = "true"
         values = dataclasses.asdict(self)
         values["weights"] = {key: value for key, value in values["weights"].items() if value is not None}
-        texts |= {name: json.dumps(values[name]) for name in _JSON_FIELDS}
+        texts |= {name: json.dumps(values[name]) for name in (*_JSON_FIELDS, "given", "assumed")}
         return {METADATA_PREFIX + name: text for name, text in texts.items()}
 
     @classmethod
@@ -84,11 +87,14 @@ class PackageRecord:
         """
         values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
         values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
+        for name, empty in (("given", "{}"), ("assumed", "[]")):  # not in a record of version 0.1.0
+            values[name] = json.loads(metadata.get(METADATA_PREFIX + name, empty))
         pixels = values.pop("preprocessing")
         return cls(
             task=Task(values.pop("task")),
             weights=WeightsSource(**values.pop("weights")),
-            preprocessing=Preprocessing(**{**pixels, "crop": tuple(pixels["crop"])}),
+            preprocessing=Preprocessing(**pixels),
+            assumed=tuple(values.pop("assumed")),
             outputs=OutputOptions(**values.pop("outputs")),
             labels=tuple(values.pop("labels")),
             colors=tuple(values.pop("colors")),
@@ -121,11 +127,20 @@ def describe_interface(program: Any, record: PackageRecord, preprocessing: Prepr
 
 def _input_text(pixels: Preprocessing) -> str:
     height, width = pixels.input_size
-    to = "fill that and a margin" if pixels.fill else f"a shorter edge of {pixels.resize}"
-    resize = f"Resize to {to} ({pixels.interpolation})"
+    if pixels.resize is None:
+        resize = "Without resizing it"
+    elif pixels.fill:
+        resize = f"Resize to fill that and a margin ({pixels.interpolation})"
+    elif isinstance(pixels.resize, tuple):
+        resize = f"Stretch to {pixels.resize[1]}x{pixels.resize[0]} ({pixels.interpolation})"
+    else:
+        resize = f"Resize to a shorter edge of {pixels.resize} ({pixels.interpolation})"
+    resize = resize if pixels.resize is None else f"{resize} and"
     cut = f"cut {width}x{height} from the centre"
-    inside = f"cropping to {pixels.crop[1]}x{pixels.crop[0]}, scaling" if pixels.include_crop else "scaling"
-    return f"The image, {width}x{height} pixels. {resize} and {cut}; {inside} and channel order are done inside."
+    inside = [f"cropping to {pixels.crop[1]}x{pixels.crop[0]}"] if pixels.include_crop else []
+    inside += ["scaling", "normalization"] if pixels.normalizes else ["scaling"]
+    last = "" if pixels.channel_order == GRAY else " and channel order"
+    return f"The image, {width}x{height} pixels. {resize} {cut}; {', '.join(inside)}{last} are done inside."
 
 
 def describe(program: Any, record: PackageRecord) -> None:

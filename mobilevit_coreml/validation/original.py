@@ -3,18 +3,18 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED, Checkpoint, load_checkpoint
+from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError
-from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.options import OUTPUT_OPTIONS, ConversionOptions
 from mobilevit_coreml.package.interface import LABELS, MASK, OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
-from mobilevit_coreml.prepare import make_record, notices_of, with_image_size, with_overrides
+from mobilevit_coreml.prepare import make_record, notices_of, with_crop_inside, with_image_size
 from mobilevit_coreml.preprocessing import Preprocessing
 
 BY_VARIANT = (AUTO, PRETRAINED, UNTRAINED)  # names that stand for other weights with each variant
@@ -50,10 +50,11 @@ def load_original(
     `labels` and `channel_order` are what the conversion was given in place of the checkpoint's own.
     Raises CheckpointError where the weights cannot be found, or are others.
     """
-    checkpoint = _load(record, weights)
-    names = None if labels is None else read_labels(Path(labels))
-    checkpoint = with_overrides(checkpoint, names, channel_order, record.preprocessing.include_crop)
-    expected, classes = make_record(checkpoint, recorded_options(record))
+    options = dataclasses.replace(recorded_options(record), labels=labels)
+    if channel_order is not None:
+        options = dataclasses.replace(options, channel_order=channel_order)
+    checkpoint = with_crop_inside(_load(record, weights, options), record.preprocessing.include_crop)
+    expected, classes = make_record(checkpoint, options)
     models = {
         name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
         for name, preprocessing in expected.by_function().items()
@@ -66,6 +67,9 @@ def recorded_options(record: PackageRecord) -> ConversionOptions:
     recorded, default = dataclasses.asdict(record.outputs), dataclasses.asdict(OutputOptions())
     if record.task == Task.SEGMENTATION and record.outputs.type in (LABELS, MASK):
         del recorded["dtype"]  # class indices have no choice
+    given: dict[str, Any] = {  # lists of JSON
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.given.items()
+    }
     outputs = {f"output_{name}": value for name, value in recorded.items() if value != default[name]}
     return ConversionOptions(
         task=record.task,
@@ -76,14 +80,15 @@ def recorded_options(record: PackageRecord) -> ConversionOptions:
         include_crop=record.preprocessing.include_crop,
         hidden_states=record.task == Task.FEATURES and record.outputs.hidden_states > 0,
         **{name: value for name, value in outputs.items() if name in OUTPUT_OPTIONS[Task(record.task)]},
+        **given,
     )
 
 
-def _load(record: PackageRecord, weights: str | None) -> Checkpoint:
+def _load(record: PackageRecord, weights: str | None, overrides: CheckpointOverrides) -> Checkpoint:
     recorded = record.weights
     name = weights or recorded_name(recorded)
     try:
-        checkpoint = load_checkpoint(name, record.variant if name in BY_VARIANT else None, record.task)
+        checkpoint = load_checkpoint(name, record.variant if name in BY_VARIANT else None, record.task, overrides)
     except CheckpointError as error:
         if weights is not None:
             raise

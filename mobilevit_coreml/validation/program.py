@@ -112,9 +112,11 @@ def _observe(
     evaluator: ReferenceEvaluator, model: Model, record: PackageRecord, preprocessing: Preprocessing, image: Image.Image
 ) -> tuple[list[Step], tuple[OperationRange, ...]]:
     values = evaluator.values(to_program(evaluator.inputs, {IMAGE: image}), capture=True)
-    whole = dataclasses.replace(preprocessing, include_crop=False, crop=preprocessing.input_size, scale=1.0)
+    whole = dataclasses.replace(
+        preprocessing, include_crop=False, crop=preprocessing.input_size, scale=1.0, mean=(0.0,), std=(1.0,)
+    )
     pixels = torch.from_numpy(whole.pixels(image))  # 0 to 255, as the program takes it
-    deployed = ExportModel(model, record.task, record.outputs, preprocessing.input_size).eval()
+    deployed = ExportModel(model, record.task, record.outputs, preprocessing).eval()
     steps = compare_steps(evaluator.function, values, model, lambda: deployed(pixels * preprocessing.scale))
     types = {operation.name: operation.type for operation in evaluator.function.operations}
     return steps, ranges(types, values)

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from mobilevit_coreml.checkpoints.cvnets import CVNETS
+from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
 from mobilevit_coreml.checkpoints.naming import (
     Naming,
     has_expansion,
@@ -13,7 +15,7 @@ from mobilevit_coreml.checkpoints.naming import (
     recognize,
     remap_state_dict,
 )
-from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE, TIMM
+from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, TASKS, VARIANTS, variant_of
 from mobilevit_coreml.errors import CheckpointError
 from tests.peers import (

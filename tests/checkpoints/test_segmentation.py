@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mobilevit_coreml.checkpoints.cvnets import CVNETS
+from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE
 from mobilevit_coreml.checkpoints.naming import (
     has_expansion,
     infer_config,
@@ -14,7 +16,6 @@ from mobilevit_coreml.checkpoints.naming import (
     recognize,
     remap_state_dict,
 )
-from mobilevit_coreml.checkpoints.tables import CVNETS, HUGGING_FACE
 from mobilevit_coreml.config import SEGMENTATION, VARIANTS, published_config, variant_of
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.labels import voc_labels

@@ -152,12 +152,11 @@ def test_sizes_need_not_be_square() -> None:
 )
 @torch.no_grad()
 def test_every_parameter_means_what_it_means_in_the_reference(overrides: dict[str, Any]) -> None:
+    from mobilevit_coreml.checkpoints.hugging_face import HUGGING_FACE, read_config
     from mobilevit_coreml.checkpoints.naming import recognize, remap_state_dict
-    from mobilevit_coreml.checkpoints.tables import HUGGING_FACE
-    from mobilevit_coreml.config import config_from_hugging_face
 
     peer = hugging_face_classifier("xxs", classes=7, **overrides)
-    config = config_from_hugging_face(peer.config.to_dict(), "peer")
+    config = read_config(peer.config.to_dict(), "peer")
     model = ImageClassifier(config).eval()
     tensors = recognize(peer.state_dict(), [HUGGING_FACE], "peer")[1]
     model.load_state_dict(remap_state_dict(tensors, HUGGING_FACE, config, "peer"), strict=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mobilevit_coreml.config import config_from_hugging_face
+from mobilevit_coreml.checkpoints.hugging_face import read_config
 from mobilevit_coreml.model import ATTENTION_IMPLEMENTATIONS, SemanticSegmenter, fold_for_inference
 from tests.peers import hugging_face_segmenter, images, ours, randomize, snr
 
@@ -123,9 +123,7 @@ def test_gradients_are_the_references(attention: str) -> None:
 
 
 def test_it_trains() -> None:
-    model = SemanticSegmenter(
-        config_from_hugging_face({"image_size": 64, "output_stride": 16, "num_labels": 3}, "test")
-    )
+    model = SemanticSegmenter(read_config({"image_size": 64, "output_stride": 16, "num_labels": 3}, "test"))
     loss = model.train()(images(2, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64)).loss
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

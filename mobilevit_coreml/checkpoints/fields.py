@@ -1,0 +1,72 @@
+"""Fields of the files beside weights: each is read, without effect on inference, or refused by its name."""
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilevit_coreml.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of one kind of file.
+
+    `read` are used, by their reader; names in a row. `unused` are without effect on inference: names, with `*` for any
+    text, by the reason. `fixed` have values that a package has anyway; with others they are refused.
+    """
+
+    read: str
+    unused: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def reads(self, name: str) -> bool:
+        """True if a field is read."""
+        return name in self.read.split()
+
+    def select(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """The fields of a file that are read; null is as good as none.
+
+        Raises CheckpointError, naming `source`, for a field that may change the result and is not read.
+        """
+        patterns = [pattern for names in self.unused.values() for pattern in names.split()]
+        for name, value in values.items():
+            if value is None or self.reads(name) or any(fnmatch.fnmatchcase(name, one) for one in patterns):
+                continue
+            allowed = self.fixed.get(name)
+            if allowed is None:
+                raise CheckpointError(
+                    f"{source}: {name}: expected a field that is known, got {value!r:.80}; remove it if inference does "
+                    "not depend on it"
+                )
+            if value not in allowed:
+                expected = " or ".join(repr(one) for one in allowed)
+                raise CheckpointError(
+                    f"{source}: {name}: expected {expected}, got {value!r:.80}; other values cannot be converted"
+                )
+        return {name: value for name, value in values.items() if self.reads(name) and value is not None}
+
+
+def number_of(value: object, name: str, source: str, low: float, high: float, usual: str) -> float:
+    """A number from `low` to `high`; raises CheckpointError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise CheckpointError(f"{source}: {name}: expected a number, {low:g} to {high:g}, got {value!r:.60}; {usual}")
+    return value
+
+
+def sides_of(value: object, name: str, source: str) -> tuple[int, int]:
+    """(height, width) in pixels of one number, or two; raises CheckpointError for anything else."""
+    sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
+        raise CheckpointError(f"{source}: {name}: expected pixels, got {value!r:.60}; 288 and 256 are usual")
+    return sides
+
+
+def numbers_of(value: object, name: str, source: str) -> tuple[float, ...]:
+    """A list of numbers, or one; raises CheckpointError for anything else."""
+    values: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not values or any(isinstance(one, bool) or not isinstance(one, int | float) for one in values):
+        raise CheckpointError(
+            f"{source}: {name}: expected a number for each channel, got {value!r:.60}; check the file"
+        )
+    return tuple(float(one) for one in values)

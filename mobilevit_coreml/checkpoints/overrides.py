@@ -1,0 +1,47 @@
+"""What a user says of a checkpoint, in place of its files."""
+
+import dataclasses
+import os
+from typing import Any
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOverrides:
+    """Settings of a checkpoint that a user gives; what is None is as its files have it, or the default.
+
+    `labels` is a file as in `read_labels`, `channel_order` BGR or RGB; `mean` and `std` are one number or one for
+    each of red, green and blue, of pixels from 0 to 1. `image_sizes` are (height, width) in pixels. `hidden_act`,
+    `num_attention_heads`, `output_stride` and `atrous_rates` are fields of MobileViTConfig. `ema` takes the average
+    of the weights, or not, where a file has both.
+    """
+
+    labels: str | os.PathLike[str] | None = None
+    channel_order: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_sizes: tuple[Size, ...] = ()
+    hidden_act: str | None = None
+    output_stride: int | None = None
+    atrous_rates: tuple[int, ...] | None = None
+    ema: bool | None = None
+
+    def config(self) -> dict[str, Any]:
+        """Fields of the configuration that are given."""
+        fields = {name: getattr(self, name) for name in ("hidden_act", "output_stride", "atrous_rates")}
+        if self.image_sizes:
+            fields["image_size"] = self.image_sizes[0]
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Fields of the preprocessing that are given."""
+        fields = {name: getattr(self, name) for name in ("channel_order", "mean", "std")}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def recorded(self) -> dict[str, Any]:
+        """What a package's record keeps: all but labels and sizes, which it has anyway."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CheckpointOverrides)}
+        return {
+            name: value for name, value in fields.items() if value is not None and name not in ("labels", "image_sizes")
+        }
