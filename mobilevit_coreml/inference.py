@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import InputError, MobileViTError, PackageError, check_choice
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, POOLED, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, POOLED, VALUES, names_classes, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def predict(
 def classify(
     package: StrPath, images: Sequence[StrPath], backend: str = "auto", function: str | None = None
 ) -> Iterator[dict[str, float]]:
-    """Probability of each class for one image after the other, most probable first.
+    """Probability of each class for one image after the other, most probable first; logits or values by their names.
 
     Images are resized and cropped as the package's own record says. `backend` is "reference", the evaluator in the
     package's precision on any machine, "coreml", or "auto": Core ML on a Mac. `function` is one of a package of
@@ -62,10 +62,19 @@ def classify(
     Raises PackageError for a package without a record or of another task, InputError for an image that cannot be
     read, an unknown function or backend.
     """
-    for _, _, outputs in _run(package, Task.CLASSIFICATION, images, backend, function):
+    for record, _, outputs in _run(package, Task.CLASSIFICATION, images, backend, function):
         with _as_recorded(package):
-            probabilities = dict(sorted(outputs[CLASS_PROBABILITIES].items(), key=lambda entry: -entry[1]))
-        yield probabilities
+            if names_classes(record.task, record.outputs):
+                by_name = outputs[CLASS_PROBABILITIES]
+            else:
+                (name,) = output_names(record.task, record.outputs)
+                by_name = dict(zip(record.labels, outputs[name][0].tolist(), strict=True))
+            ordered = by_name.items() if record.outputs.type == VALUES else sorted(by_name.items(), key=_descending)
+        yield dict(ordered)
+
+
+def _descending(entry: tuple[str, float]) -> float:
+    return -entry[1]
 
 
 def segment(

@@ -13,13 +13,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.config import Task
+from mobilevit_coreml.config import MULTI_LABEL, SINGLE_LABEL, Task
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.options import Precision
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.reference.comparison import decibels
 
 TOP = 5
+THRESHOLD = 0.5  # of independent labels
 MIN_PROBABILITY = 2.0**-24  # the smallest of fp16; what is less counts as that much in a divergence
 
 
@@ -47,6 +48,14 @@ class RankingFidelity:
     margin: float
     max_abs_difference: float
     kl: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsFidelity:
+    """Probabilities of independent labels: share of those that are above 0.5 on both sides or on neither."""
+
+    agreement: float
+    max_abs_difference: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,30 @@ class RankingMeter:
         """The figures so far, of one image at least."""
         first, five = self.same_first / self.images, self.same_five / self.images
         return RankingFidelity(first, five, self.margin, self.largest, self.divergence / self.images)
+
+
+@dataclasses.dataclass
+class LabelsMeter:
+    """Probabilities (labels,) of independent labels, one image after the other."""
+
+    labels: int = 0
+    same: int = 0
+    largest: float = 0.0
+
+    def add(self, reference: Tensor, output: Tensor) -> None:
+        """One image's probabilities; NaN agrees with nothing."""
+        same = ((reference > THRESHOLD) == (output > THRESHOLD)) & output.isfinite()
+        self.merge(LabelsMeter(len(reference), int(same.sum()), float((reference - output).abs().max())))
+
+    def merge(self, other: "LabelsMeter") -> None:
+        """Add what another meter has measured."""
+        self.labels += other.labels
+        self.same += other.same
+        self.largest = greatest(self.largest, other.largest)
+
+    def result(self) -> LabelsFidelity:
+        """The figures so far, of one image at least."""
+        return LabelsFidelity(self.same / self.labels, self.largest)
 
 
 @dataclasses.dataclass
@@ -233,6 +266,7 @@ BOUNDS: Mapping[str, Bound] = {
     "top5": Bound(True, "share", "images with the same set of first five classes"),
     "kl": Bound(False, "nats", "divergence of the probabilities, mean of the images"),
     "probability": Bound(False, "", "largest absolute difference of a probability"),
+    "labels": Bound(True, "share", "labels on the same side of 0.5"),
     "pixels": Bound(True, "share", "pixels with the same class"),
     "miou": Bound(True, "", "mean IoU of the two sides' masks"),
     # measured by `validate` only
@@ -264,8 +298,8 @@ class Fidelity:
     """A function of a package against its PyTorch model in fp32, over a number of images.
 
     `signals` are of a classifier's or segmenter's logits and of whatever real numbers are outputs as
-    arrays, by name; `ranking` is of a classifier's probabilities, `masks` of a segmenter's classes.
-    `gates` bound figures, by their names in BOUNDS.
+    arrays, by name; `ranking` is of a classifier's probabilities, `labels` of independent ones, `masks` of a
+    segmenter's classes. `gates` bound figures, by their names in BOUNDS.
     """
 
     images: int
@@ -273,6 +307,7 @@ class Fidelity:
     signals: Mapping[str, SignalFidelity]
     ranking: RankingFidelity | None = None
     masks: MaskFidelity | None = None
+    labels: LabelsFidelity | None = None
 
     @property
     def worst(self) -> SignalFidelity:
@@ -284,6 +319,8 @@ class Fidelity:
         """Share of the images, or of the pixels, with the same class; None of features."""
         if self.ranking is not None:
             return self.ranking.top1_agreement
+        if self.labels is not None:
+            return self.labels.agreement
         return None if self.masks is None else self.masks.pixel_agreement
 
     @property
@@ -297,6 +334,8 @@ class Fidelity:
         if self.ranking is not None:
             found |= {"top1": self.ranking.top1_agreement, "top5": self.ranking.top5_agreement}
             found |= {"kl": self.ranking.kl, "probability": self.ranking.max_abs_difference}
+        if self.labels is not None:
+            found |= {"labels": self.labels.agreement, "probability": self.labels.max_abs_difference}
         if self.masks is not None:
             found |= {"pixels": self.masks.pixel_agreement, "miou": self.masks.mean_iou}
         return found
@@ -324,6 +363,7 @@ class Meters:
     signals: dict[str, SignalMeter] = dataclasses.field(default_factory=dict)
     ranking: RankingMeter | None = None
     masks: MaskMeter | None = None
+    labels: LabelsMeter | None = None
 
     def merge(self, other: "Meters") -> None:
         """Add what was measured of other images."""
@@ -333,6 +373,9 @@ class Meters:
         if other.ranking is not None:
             self.ranking = self.ranking or RankingMeter()
             self.ranking.merge(other.ranking)
+        if other.labels is not None:
+            self.labels = self.labels or LabelsMeter()
+            self.labels.merge(other.labels)
         if other.masks is not None:
             self.masks = self.masks or MaskMeter(other.masks.classes)
             self.masks.merge(other.masks)
@@ -345,6 +388,7 @@ class Meters:
             {name: meter.result() for name, meter in self.signals.items()},
             None if self.ranking is None else self.ranking.result(),
             None if self.masks is None else self.masks.result(),
+            None if self.labels is None else self.labels.result(),
         )
 
 
@@ -354,7 +398,7 @@ def computation_gates(record: PackageRecord) -> dict[str, float]:
     gates = {"snr": MIN_SNR_DB[precision]}
     if record.task == Task.SEGMENTATION:
         gates["pixels"] = MIN_PIXEL_AGREEMENT[precision]
-    if record.task == Task.CLASSIFICATION:
+    if record.task == Task.CLASSIFICATION and record.config.get("problem_type", SINGLE_LABEL) == SINGLE_LABEL:
         gates["kl"] = MAX_KL_NATS[precision]
     return gates
 
@@ -365,6 +409,8 @@ def quality_gates(record: PackageRecord) -> dict[str, float]:
     A quality that the user asked for stands in place of the least useful one.
     """
     agreement = "pixels" if record.task == Task.SEGMENTATION else "top1"
+    if record.config.get("problem_type") == MULTI_LABEL:
+        agreement = "labels"
     asked = re.fullmatch(r"([\d.e+-]+)dB|agree([\d.e+-]+)", str(record.compression.get("scheme", "")))
     if asked is not None and asked[2]:
         return {agreement: float(asked[2]) / 100}

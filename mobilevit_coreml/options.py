@@ -7,9 +7,20 @@ from typing import Any
 
 from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
 from mobilevit_coreml.compression.schemes import Budget, Compression
-from mobilevit_coreml.config import AttentionImplementation, Task, UnfoldImplementation
+from mobilevit_coreml.config import MULTI_LABEL, REGRESSION, AttentionImplementation, Task, UnfoldImplementation
 from mobilevit_coreml.errors import ConversionError, check_choice
-from mobilevit_coreml.package.interface import DTYPES, LABELS, MASK, OUTPUT_SIZES, OUTPUT_TYPES, OutputOptions
+from mobilevit_coreml.package.interface import (
+    DTYPES,
+    LABELS,
+    LOGITS,
+    MASK,
+    OUTPUT_SIZES,
+    OUTPUT_TYPES,
+    PROBABILITIES,
+    SCORES,
+    VALUES,
+    OutputOptions,
+)
 from mobilevit_coreml.preprocessing import CHANNEL_ORDERS
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
@@ -29,12 +40,12 @@ class Precision(enum.StrEnum):
 
 # The options of a package's outputs that each task has
 OUTPUT_OPTIONS: dict[Task, tuple[str, ...]] = {
-    Task.CLASSIFICATION: (),
+    Task.CLASSIFICATION: ("output_type", "output_dtype"),
     Task.SEGMENTATION: ("output_type", "output_size", "output_dtype"),
     Task.FEATURES: ("output_dtype", "hidden_states"),
 }
 _OUTPUTS_OF = {
-    "output_type": "segmentation",
+    "output_type": "classes",
     "output_size": "segmentation",
     "output_dtype": "features, logits or probabilities",
     "hidden_states": "features",
@@ -106,6 +117,12 @@ class ConversionOptions(CheckpointOverrides):
         for name in _OUTPUTS_OF:
             if getattr(self, name) and name not in OUTPUT_OPTIONS[task]:
                 raise ConversionError(f"{name}: expected {_OUTPUTS_OF[name]}, got {task}; leave it out")
+        if task == Task.CLASSIFICATION and self.output_type not in (None, LOGITS, PROBABILITIES):
+            raise ConversionError(
+                f"output_type: expected {LOGITS} or {PROBABILITIES} of a classifier, got {self.output_type}; drop it"
+            )
+        if task == Task.CLASSIFICATION and self.output_type == PROBABILITIES and self.output_dtype:
+            raise ConversionError("output_dtype: expected logits, got probabilities by class name; leave it out")
         if self.output_dtype and task == Task.SEGMENTATION and (self.output_type or LABELS) in (LABELS, MASK):
             raise ConversionError(
                 f"output_dtype: expected {_OUTPUTS_OF['output_dtype']}, got class indices; leave it out"
@@ -115,11 +132,13 @@ class ConversionOptions(CheckpointOverrides):
         if task == Task.FEATURES and isinstance(self.compression, Budget) and self.compression.min_agreement:
             raise ConversionError("min_agreement: expected classes, got features, which have none; use min_snr")
 
-    def outputs(self, expand: bool) -> OutputOptions:
+    def outputs(self, task: str, problem_type: str, expand: bool) -> OutputOptions:
         """The outputs of the package; `expand` is whether the backbone has its final expansion."""
         given = {"type": self.output_type, "size": self.output_size, "dtype": self.output_dtype}
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         stages = (5 if expand else 4) if self.hidden_states else 0  # without it the feature map is the fifth stage's
+        if task == Task.CLASSIFICATION and self.output_type != LOGITS:
+            asked["type"] = {MULTI_LABEL: SCORES, REGRESSION: VALUES}.get(problem_type, LABELS)
         return OutputOptions(**asked, hidden_states=stages)
 
 

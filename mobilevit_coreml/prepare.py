@@ -12,7 +12,7 @@ from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.labels import placeholder_labels, unique_labels
 from mobilevit_coreml.labels.colors import class_colors
 from mobilevit_coreml.options import ConversionOptions
-from mobilevit_coreml.package.interface import MASK, MAX_MASK_CLASSES
+from mobilevit_coreml.package.interface import MASK, MAX_MASK_CLASSES, names_classes
 from mobilevit_coreml.package.metadata import PackageRecord
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def make_record(checkpoint: "Checkpoint", options: ConversionOptions) -> tuple[P
     Raises ConversionError for outputs, or sizes of image, that this checkpoint cannot have.
     """
     options.check_task(Task(checkpoint.task))
-    outputs = options.outputs(checkpoint.expand)
+    outputs = options.outputs(checkpoint.task, checkpoint.config.problem_type, checkpoint.expand)
     if outputs.type == MASK and checkpoint.config.num_labels > MAX_MASK_CLASSES:
         raise ConversionError(
             f"output_type image: expected at most {MAX_MASK_CLASSES} classes, the values of a gray pixel, "
@@ -62,7 +62,8 @@ def make_record(checkpoint: "Checkpoint", options: ConversionOptions) -> tuple[P
     config = dataclasses.asdict(with_image_size(checkpoint, sizes[0]).config)
     del config["id2label"]  # the package has them as its class labels
     class_names, renamed = ((), {}) if checkpoint.task == Task.FEATURES else unique_labels(checkpoint.config.id2label)
-    mask_labels = class_names if checkpoint.task == Task.SEGMENTATION else ()
+    in_program = checkpoint.task == Task.FEATURES or names_classes(checkpoint.task, outputs)
+    labels = () if in_program else class_names
     preprocessing = checkpoint.preprocessing
     record = PackageRecord(
         version=__version__,
@@ -76,8 +77,8 @@ def make_record(checkpoint: "Checkpoint", options: ConversionOptions) -> tuple[P
         outputs=outputs,
         config=config,
         expand=checkpoint.expand,
-        labels=mask_labels,
-        colors=class_colors(mask_labels) if mask_labels else (),
+        labels=labels,
+        colors=class_colors(labels) if checkpoint.task == Task.SEGMENTATION else (),
         labels_renamed={str(index): name for index, name in renamed.items()},
         given=options.recorded(),
         assumed=checkpoint.assumed,

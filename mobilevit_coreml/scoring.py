@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_map_only
 
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.metrics import Fidelity, Meters
-from mobilevit_coreml.mil.export import segmentation_output
+from mobilevit_coreml.mil.export import CLASSIFIER_OUTPUTS, segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.options import Precision
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, names_classes, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.verification import CLASSIFIER, HEAD, compare
@@ -67,8 +67,10 @@ def _half(x: Tensor) -> Tensor:
 def package_outputs(record: PackageRecord, model: Model, result: Any) -> dict[str, Any]:
     """The outputs of a package for a model's result for one image, and the logits by the names that `compare` knows."""
     if record.task == Task.CLASSIFICATION:
-        probabilities = dict(enumerate(result.logits.softmax(1)[0].tolist()))
-        return {CLASS_PROBABILITIES: probabilities, CLASSIFIER: result.logits.numpy()}
+        output = CLASSIFIER_OUTPUTS[record.outputs.type](result.logits)
+        if not names_classes(record.task, record.outputs):
+            return {output_names(record.task, record.outputs)[0]: output.numpy()}
+        return {CLASS_PROBABILITIES: dict(enumerate(output[0].tolist())), CLASSIFIER: result.logits.numpy()}
     names = output_names(record.task, record.outputs)
     if record.task == Task.SEGMENTATION:
         output = segmentation_output(result.logits, record.outputs, model.config)

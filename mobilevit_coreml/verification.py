@@ -9,16 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
+from mobilevit_coreml.config import CLASSIFICATION, FEATURES, MULTI_LABEL, SEGMENTATION, SINGLE_LABEL
 from mobilevit_coreml.metrics import (
     MIN_PROBABILITY,
     Fidelity,
+    LabelsMeter,
     MaskMeter,
     Meters,
     RankingMeter,
     SignalMeter,
 )
-from mobilevit_coreml.mil.export import segmentation_output
+from mobilevit_coreml.mil.export import CLASSIFIER_OUTPUTS, segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.interface import (
     CLASS_PROBABILITIES,
@@ -27,7 +28,10 @@ from mobilevit_coreml.package.interface import (
     LOGITS,
     MASK,
     NETWORK,
+    PROBABILITIES,
+    SCORES,
     OutputOptions,
+    names_classes,
     output_names,
 )
 from mobilevit_coreml.package.metadata import PackageRecord
@@ -62,7 +66,7 @@ def verify(
 
 def network_outputs(record: PackageRecord) -> list[str]:
     """Operations to capture beside the outputs: the network's own results, before they become the package's outputs."""
-    if record.task == CLASSIFICATION:
+    if names_classes(record.task, record.outputs):
         return [CLASSIFIER]
     if record.task == SEGMENTATION and not _outputs_logits(record.outputs):
         return [HEAD]
@@ -76,7 +80,7 @@ def compare(record: PackageRecord, model: Model, result: Any, outputs: Mapping[s
     """
     meters = Meters(1)
     if record.task == CLASSIFICATION:
-        _compare_classes(meters, result.logits, outputs)
+        _compare_classes(meters, record, result.logits, outputs)
     elif record.task == SEGMENTATION:
         _compare_masks(meters, model, record.outputs, result.logits, outputs)
     else:
@@ -87,14 +91,29 @@ def compare(record: PackageRecord, model: Model, result: Any, outputs: Mapping[s
     return meters
 
 
-def _compare_classes(meters: Meters, logits: Tensor, outputs: Mapping[str, Any]) -> None:
-    expected, got = logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
-    if CLASSIFIER in outputs:
-        _signal(meters, LOGITS, logits, torch.from_numpy(outputs[CLASSIFIER]))
+def _compare_classes(meters: Meters, record: PackageRecord, logits: Tensor, outputs: Mapping[str, Any]) -> None:
+    """Logits, as far as they can be had, and the probabilities that follow from them, or are outputs."""
+    problem = record.config.get("problem_type", SINGLE_LABEL)
+    activation = CLASSIFIER_OUTPUTS[SCORES if problem == MULTI_LABEL else LABELS]
+    if names_classes(record.task, record.outputs):
+        expected, got = activation(logits)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
+        if CLASSIFIER in outputs:
+            _signal(meters, LOGITS, logits, torch.from_numpy(outputs[CLASSIFIER]))
+        elif problem == MULTI_LABEL:
+            _signal(meters, PROBABILITIES, expected, got)
+        else:
+            _signal(meters, LOG_PROBABILITIES, _centred_logarithms(expected), _centred_logarithms(got))
     else:
-        _signal(meters, LOG_PROBABILITIES, _centred_logarithms(expected), _centred_logarithms(got))
-    meters.ranking = RankingMeter()
-    meters.ranking.add(expected, got)
+        (name,) = output_names(record.task, record.outputs)
+        output = torch.from_numpy(outputs[name]).float()
+        _signal(meters, name, logits, output)
+        expected, got = activation(logits)[0], activation(output)[0]
+    if problem == MULTI_LABEL:
+        meters.labels = LabelsMeter()
+        meters.labels.add(expected, got)
+    elif problem == SINGLE_LABEL:
+        meters.ranking = RankingMeter()
+        meters.ranking.add(expected, got)
 
 
 def _centred_logarithms(probabilities: Tensor) -> Tensor:

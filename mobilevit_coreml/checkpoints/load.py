@@ -98,7 +98,7 @@ def load_checkpoint(
     if is_directory:
         checkpoint = _from_directory(path, weights, head, overrides)
     elif is_file:
-        checkpoint = _from_file(path, weights, head, {}, overrides)
+        checkpoint = _from_file(path, weights, head, _settings_beside(path), overrides)
     elif path.suffix in WEIGHT_SUFFIXES or weights.count("/") != 1 or weights.startswith((".", "~", "/")):
         raise CheckpointError(
             f"weights {weights}: expected a file, a directory, a hub id (owner/name) or one of {AUTO}, {PRETRAINED}, "
@@ -161,8 +161,12 @@ def _from_directory(directory: Path, name: str, task: Task | None, overrides: Ch
             f"weights {name}: expected {' or '.join(WEIGHT_FILES)}, or a single {'/'.join(WEIGHT_SUFFIXES)} file, "
             f"got {found}; name the file itself"
         )
-    files = {path.name: path for path in (directory / file for file in SETTINGS_FILES) if path.is_file()}
-    return _from_file((preferred or others)[0], name, task, files, overrides)
+    path = (preferred or others)[0]
+    return _from_file(path, name, task, _settings_beside(path), overrides)
+
+
+def _settings_beside(weights: Path) -> dict[str, Path]:
+    return {name: path for name in SETTINGS_FILES if (path := weights.with_name(name)).is_file()}
 
 
 def _from_file(
@@ -210,8 +214,14 @@ def _from_file(
         config = hugging_face.read_config(settings, f"{name}: config.json", **given)
         preprocessing = preprocessing.with_crop(config.image_hw)
     else:
-        config = dataclasses.replace(inferred, **given)
-        assumed = (_assumed_network(config, task, given),)
+        config = inferred
+        if naming is cvnets.CVNETS and "config.yaml" in files:
+            config, preprocessing = cvnets.read_config(
+                files["config.yaml"], config, preprocessing, trained, f"{name}: config.yaml"
+            )
+        else:
+            assumed = (_assumed_network(dataclasses.replace(config, **given), task, given),)
+        config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **given})
         if config.num_labels == 1 and task == Task.CLASSIFICATION:
             config = dataclasses.replace(config, problem_type=REGRESSION)
             assumed += ("one output: its value as it is (assumed: regression)",)

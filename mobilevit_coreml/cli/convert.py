@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from mobilevit_coreml.checkpoints.overrides import Size
 from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, run
 from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
+from mobilevit_coreml.config import ACTIVATIONS, CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
+from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.report.formatting import table
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def parser(prog: str = PROG) -> Parser:
         description="Convert a MobileViT checkpoint to a Core ML package: classifier, segmenter or features.",
     )
     _add_input(parser.add_argument_group("input"))
+    _add_checkpoint(parser.add_argument_group("checkpoint", "in place of what its files say, or do not say"))
     _add_output(parser.add_argument_group("output"))
     _add_compression(parser.add_argument_group("compression", "one of these; --images calibrates it"))
     _add_verification(parser.add_argument_group("verification"))
@@ -61,8 +63,21 @@ def _add_input(group: Any) -> None:
     group.add_argument(
         "--include-crop", action="store_true", help="crop the centre inside the package, for Vision's .centerCrop"
     )
+
+
+def _add_checkpoint(group: Any) -> None:
     group.add_argument("--labels", type=Path, metavar="FILE", help="class names, a line each, or JSON")
-    group.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB (default: the checkpoint's)")
+    group.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB")
+    for name, text in (("mean", "subtracted from pixels 0 to 1"), ("std", "that they are divided by")):
+        group.add_argument(
+            f"--{name}", type=float, nargs="+", metavar="N", help=f"{text}: a number, or one each for R, G and B"
+        )
+    group.add_argument("--hidden-act", metavar="NAME", help=f"activation: {', '.join(ACTIVATIONS)}")
+    group.add_argument("--output-stride", type=int, metavar="N", help="of a segmenter's backbone: 8, 16 or 32")
+    group.add_argument("--atrous-rates", type=int, nargs=3, metavar="N", help="of DeepLabV3's three dilated branches")
+    group.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, help="the moving average of the weights, where a file has both"
+    )
 
 
 def _add_output(group: Any) -> None:
@@ -88,7 +103,9 @@ def _add_output(group: Any) -> None:
     group.add_argument(
         "--unfold", default="space_to_batch", metavar="IMPL", help="space_to_batch (default) or pixel_shuffle"
     )
-    group.add_argument("--output-type", metavar="TYPE", help=f"of a segmenter: {', '.join(OUTPUT_TYPES)}")
+    group.add_argument(
+        "--output-type", metavar="TYPE", help=f"of a segmenter: {', '.join(OUTPUT_TYPES)}; of a classifier: logits"
+    )
     group.add_argument("--output-size", metavar="SIZE", help="of a segmenter: image (default) or network, 1/16 of it")
     group.add_argument("--output-dtype", metavar="DTYPE", help=f"of features and scores: {' or '.join(DTYPES)}")
     group.add_argument("--hidden-states", action="store_true", help="output the maps of the five stages with features")
@@ -172,6 +189,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         compression = _compression(values)
         others = {name: values.pop(name) for name in ("output", "force", "images", "verify", "report")}
         weights, variant = values.pop("weights"), values.pop("variant")
+        for name in ("mean", "std", "atrous_rates"):
+            values[name] = None if values[name] is None else tuple(values[name])
         options = ConversionOptions(**values, compression=compression)
         conversion = convert(weights, variant, options, **others, progress=progress)
         progress.close()
@@ -210,7 +229,7 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("size", [f"{conversion.bytes / MEGABYTE:.2f} MB"]),
         ("operations", [f"{conversion.operations}"]),
         ("target", [_target(conversion)]),
-        ("input", [f"{IMAGE}, {sizes} pixels, any pixel buffer ({record.preprocessing.channel_order} inside)"]),
+        ("input", [f"{IMAGE}, {sizes} pixels, any pixel buffer ({_inside(record.preprocessing)})"]),
         ("functions", [", ".join(preprocessing)] if record.sizes else []),
         ("outputs", [_output_names(conversion)]),
         ("weights", [weights.name, origin]),
@@ -223,6 +242,14 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
     return table(str(conversion.path), rows)
+
+
+def _inside(pixels: Preprocessing) -> str:
+    """Channel order and normalization of the network's input."""
+    if not pixels.normalizes:
+        return f"{pixels.channel_order} inside"
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (pixels.mean, pixels.std))
+    return f"{pixels.channel_order} inside, minus {mean}, over {std}"
 
 
 def _size(height: int, width: int) -> str:

@@ -22,7 +22,7 @@ from mobilevit_coreml.inference import (
     read_record,
     segment,
 )
-from mobilevit_coreml.package.interface import POOLED
+from mobilevit_coreml.package.interface import LOGITS, POOLED, VALUES
 from mobilevit_coreml.publish import atomic_write, check_file_free
 
 TOP = 5
@@ -94,11 +94,14 @@ def _classify(values: argparse.Namespace, progress: ProgressBar) -> Any:
     """Print the classes; for JSON a list of objects with `image` and its `classes`: `label` and `probability`."""
     if values.output is not None:
         raise OutputError(f"output {values.output}: expected none of a classifier, which writes no files; leave it out")
+    outputs = read_record(values.package).outputs.type
+    key = {LOGITS: "logit", VALUES: "value"}.get(outputs, "probability")
+    shown = "{:7.2%}".format if key == "probability" else "{:10.4g}".format
     answers = []
     for path, probabilities in _predictions(classify, values, progress):
         classes = list(probabilities.items())[: values.top]
-        _print(values, str(path), *(f"  {probability:7.2%}  {label}" for label, probability in classes))
-        entries = [{"label": label, "probability": probability} for label, probability in classes]
+        _print(values, str(path), *(f"  {shown(figure)}  {label}" for label, figure in classes))
+        entries = [{"label": label, key: figure} for label, figure in classes]
         answers.append({"image": str(path), "classes": entries})
     return answers
 

@@ -8,14 +8,23 @@ from torch import Tensor, nn
 from mobilevit_coreml.config import MobileViTConfig, Task
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import resize_bilinear
-from mobilevit_coreml.package.interface import LABELS, LOGITS, MASK, NETWORK, PROBABILITIES, OutputOptions
+from mobilevit_coreml.package.interface import (
+    LABELS,
+    LOGITS,
+    MASK,
+    NETWORK,
+    PROBABILITIES,
+    SCORES,
+    VALUES,
+    OutputOptions,
+)
 from mobilevit_coreml.preprocessing import Preprocessing
 
 
 class ExportModel(nn.Module):
     """Scaled pixels (1, C, *input_size) in the network's channel order -> the package's outputs, in its order.
 
-    Classifier: probabilities (1, classes), from which Core ML makes two outputs. Segmenter:
+    Classifier: probabilities (1, classes), from which Core ML makes two outputs, logits or values. Segmenter:
     `segmentation_output`. Feature extractor: pooled features, feature map, `options.hidden_states` stages.
     """
 
@@ -46,11 +55,20 @@ class ExportModel(nn.Module):
         output = self.model(pixels)
         match self.task:
             case Task.CLASSIFICATION:
-                return output.logits.softmax(1)
+                return CLASSIFIER_OUTPUTS[self.options.type](output.logits)
             case Task.SEGMENTATION:
                 return segmentation_output(output.logits, self.options, self.model.config)
             case _:
                 return (output.pooled, output.feature_map, *output.hidden_states[: self.options.hidden_states])
+
+
+# of logits (1, classes); those of `names_classes` are probabilities
+CLASSIFIER_OUTPUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    LABELS: lambda logits: logits.softmax(1),
+    SCORES: lambda logits: logits.sigmoid(),
+    LOGITS: lambda logits: logits,
+    VALUES: lambda logits: logits,
+}
 
 
 def segmentation_output(logits: Tensor, options: OutputOptions, config: MobileViTConfig) -> Tensor:

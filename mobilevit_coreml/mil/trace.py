@@ -16,7 +16,15 @@ from mobilevit_coreml.mil import constexpr, passes, translations  # noqa: F401  
 from mobilevit_coreml.mil.export import ExportModel
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.model.ops import NAMESPACE
-from mobilevit_coreml.package.interface import CLASS_LABEL, IMAGE, LABELS, MASK, OutputOptions, output_names
+from mobilevit_coreml.package.interface import (
+    CLASS_LABEL,
+    IMAGE,
+    LABELS,
+    MASK,
+    OutputOptions,
+    names_classes,
+    output_names,
+)
 from mobilevit_coreml.preprocessing import Preprocessing
 
 PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
@@ -54,7 +62,7 @@ def build_mlprogram(
         scale=preprocessing.scale,
         color_layout=COLOR_LAYOUTS[preprocessing.channel_order],
     )
-    classifier = ct.ClassifierConfig(list(labels), CLASS_LABEL) if task == Task.CLASSIFICATION else None
+    classifier = ct.ClassifierConfig(list(labels), CLASS_LABEL) if names_classes(task, options) else None
     with quietly():
         return ct.convert(
             _trace(ExportModel(model, task, options, preprocessing), shape),
@@ -70,7 +78,7 @@ def build_mlprogram(
 
 
 def _output_types(task: str, options: OutputOptions) -> list[Any]:
-    if task == Task.CLASSIFICATION:
+    if names_classes(task, options):
         return [ct.TensorType(name="probabilities", dtype=np.float32)]
     names = output_names(task, options)
     if task == Task.SEGMENTATION and options.type == MASK:

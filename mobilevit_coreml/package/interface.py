@@ -14,6 +14,7 @@ POOLED = "pooled"
 FEATURE_MAP = "featureMap"
 
 LABELS, LOGITS, PROBABILITIES, MASK = OUTPUT_TYPES = ("labels", "logits", "probabilities", "image")
+SCORES, VALUES = "scores", "values"  # types of a classifier with independent labels, and of one that is a regression
 WHOLE, NETWORK = OUTPUT_SIZES = ("image", "network")
 DTYPES = ("float32", "float16")
 MAX_MASK_CLASSES = 256  # values of a grayscale pixel
@@ -25,7 +26,9 @@ class OutputOptions:
 
     `type` and `size` are a segmenter's: class indices as an array ("labels") or as a grayscale image
     ("image"), logits or probabilities, for each pixel of the crop ("image") or each cell of the
-    network's own map ("network"). `hidden_states` is the number of stages' maps among a feature extractor's outputs;
+    network's own map ("network"). A classifier's `type` is "labels" (the class, and the probability of each),
+    "scores" (the same of labels that are independent), "logits", or "values" of a regression.
+    `hidden_states` is the number of stages' maps among a feature extractor's outputs;
     without the final expansion the fifth's is the feature map itself.
     `dtype` is what real numbers come as, float32 or float16.
     """
@@ -36,12 +39,17 @@ class OutputOptions:
     hidden_states: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("type", OUTPUT_TYPES), ("size", OUTPUT_SIZES), ("dtype", DTYPES)):
+        for name, choices in (("type", (*OUTPUT_TYPES, SCORES, VALUES)), ("size", OUTPUT_SIZES), ("dtype", DTYPES)):
             if getattr(self, name) not in choices:
                 raise ConversionError(
                     f"output {name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}; "
                     "choose one of these"
                 )
+
+
+def names_classes(task: str, outputs: OutputOptions) -> bool:
+    """True for a classifier that returns a class and a probability by each class name."""
+    return task == CLASSIFICATION and outputs.type in (LABELS, SCORES)
 
 
 def output_names(task: str, outputs: OutputOptions) -> tuple[str, ...]:
@@ -52,10 +60,17 @@ def output_names(task: str, outputs: OutputOptions) -> tuple[str, ...]:
 def output_descriptions(task: str, outputs: OutputOptions) -> Mapping[str, str]:
     """Description of each output, for Xcode."""
     if task == CLASSIFICATION:
+        probabilities = "independent of each other" if outputs.type == SCORES else "summing to 1"
         return {
-            CLASS_LABEL: "Most probable class",
-            CLASS_PROBABILITIES: "Probability of each class, 0 to 1, summing to 1",
-        }
+            LOGITS: {LOGITS: "Logit of each class: 1, classes"},
+            VALUES: {VALUES: "Predicted values: 1, values"},
+        }.get(
+            outputs.type,
+            {
+                CLASS_LABEL: "Most probable class",
+                CLASS_PROBABILITIES: f"Probability of each class, 0 to 1, {probabilities}",
+            },
+        )
     if task == SEGMENTATION:
         where = "pixel of the image" if outputs.size == WHOLE else "cell of the network's map"
         return {

@@ -27,9 +27,9 @@ class PackageRecord:
     """The record of a conversion, under `mobilevit_coreml.*` in a package's user-defined metadata.
 
     `config` is the network's configuration without the labels, `expand` whether its backbone has the
-    final expansion. `labels` and `colors` are a segmenter's; a classifier has its labels in the
-    program, and `labels_renamed` maps the index of a class to the name it had before the names were
-    made unique. `compression` says how weights are stored: the scheme, how many images it was
+    final expansion. `labels` and `colors` are a segmenter's, and `labels` a classifier's that returns logits or
+    values; others have their labels in the program. `labels_renamed` maps the index of a class to the name it had
+    before the names were made unique. `compression` says how weights are stored: the scheme, how many images it was
     calibrated with, the modules by format and, of those kept in full precision, by reason, and for a budget the
     curve of all packages built, [bytes, dB, agreement]. `sizes` has (height, width) of the crop of each
     function in a package of several sizes; `preprocessing` and `config` are those of the first. `given` are the
@@ -56,7 +56,7 @@ class PackageRecord:
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not all(isinstance(text, str) for text in self.labels) or len(self.colors) != len(self.labels):
+        if not all(isinstance(text, str) for text in self.labels) or len(self.colors) not in (0, len(self.labels)):
             raise ValueError("labels and colours that do not belong together")
         if not all(re.fullmatch("#[0-9A-Fa-f]{6}", color) for color in self.colors):
             raise ValueError("colours that are not #RRGGBB")

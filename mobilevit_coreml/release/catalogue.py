@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.checkpoints.source import WeightsSource
+from mobilevit_coreml.config import SINGLE_LABEL
 from mobilevit_coreml.errors import InputError, os_error_text
 from mobilevit_coreml.package.interface import CLASS_LABEL, output_names
 from mobilevit_coreml.publish import atomic_write
@@ -98,7 +99,7 @@ class Catalogue:
 
 def entry_of(recipe: Recipe, verdict: str, error: str, report: Report | None) -> Entry:
     """A recipe's entry in the catalogue."""
-    outputs = output_names(recipe.task, recipe.outputs(expand=True))
+    outputs = output_names(recipe.task, recipe.outputs(recipe.task, SINGLE_LABEL, expand=True))
     asked = {name: getattr(recipe, name) for name in ("name", "task", "variant", "target", "stored", "notes")}
     entry = Entry(verdict=verdict, error=error, outputs=[name for name in outputs if name != CLASS_LABEL], **asked)
     if report is None or report.package is None:

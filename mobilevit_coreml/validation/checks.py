@@ -5,10 +5,18 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
-from mobilevit_coreml.package.interface import CLASS_LABEL, CLASS_PROBABILITIES, IMAGE, LABELS, MASK, output_names
+from mobilevit_coreml.config import SEGMENTATION
+from mobilevit_coreml.package.interface import (
+    CLASS_LABEL,
+    CLASS_PROBABILITIES,
+    IMAGE,
+    LABELS,
+    MASK,
+    names_classes,
+    output_names,
+)
 from mobilevit_coreml.package.metadata import METADATA_PREFIX, PREVIEW_PREFIX, PackageRecord
-from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.preprocessing import GRAY, Preprocessing
 from mobilevit_coreml.reference.reader import Feature, Function, Package, Ref
 from mobilevit_coreml.validation.original import Original
 
@@ -36,7 +44,7 @@ def declared(package: Package, record: PackageRecord, original: Original, functi
     )
     outputs = {name: _declared_output(feature) for name, feature in package.outputs.items()}
     yield _check("outputs", {**outputs, "predicted class": package.predicted}, _expected_outputs(original.record))
-    if record.task == CLASSIFICATION:
+    if names_classes(record.task, record.outputs):
         names = class_names(package.function)
         yield _check("labels", dict(enumerate(names)), dict(enumerate(original.classes)))
     preview = json.loads(package.metadata.get(f"{PREVIEW_PREFIX}params", "{}"))
@@ -70,7 +78,8 @@ def _declared_input(feature: Feature) -> str:
 
 def _expected_inputs(preprocessing: Preprocessing) -> dict[str, str]:
     height, width = preprocessing.input_size
-    return {IMAGE: f"{preprocessing.channel_order} image of {height}x{width}"}
+    layout = "GRAYSCALE" if preprocessing.channel_order == GRAY else preprocessing.channel_order
+    return {IMAGE: f"{layout} image of {height}x{width}"}
 
 
 def _declared_output(feature: Feature) -> str:
@@ -78,7 +87,7 @@ def _declared_output(feature: Feature) -> str:
 
 
 def _expected_outputs(record: PackageRecord) -> dict[str, str]:
-    if record.task == CLASSIFICATION:
+    if names_classes(record.task, record.outputs):
         return {CLASS_LABEL: "str label", CLASS_PROBABILITIES: "str probabilities", "predicted class": CLASS_LABEL}
     kinds = {MASK: "GRAYSCALE image", LABELS: "int32 array"} if record.task == SEGMENTATION else {}
     kind = kinds.get(record.outputs.type, f"{record.outputs.dtype} array")

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
+from mobilevit_coreml.config import SEGMENTATION
 from mobilevit_coreml.masks import post_process_semantic_segmentation
 from mobilevit_coreml.metrics import TOP, AccuracyMeter, MaskMeter, Meters, nan_lowest
+from mobilevit_coreml.mil.export import CLASSIFIER_OUTPUTS
 from mobilevit_coreml.model import Model
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, output_names
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LABELS, names_classes, output_names
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.validation.dataset import LabelledImage, true_mask
@@ -88,7 +89,7 @@ def compare_image(
     pixels = image.prepared()
     outputs = run(pixels)
     result = model(torch.from_numpy(preprocessing.pixels(pixels)))
-    if record.task == CLASSIFICATION:
+    if names_classes(record.task, record.outputs):
         outputs = {**outputs, CLASS_PROBABILITIES: _in_order(outputs[CLASS_PROBABILITIES], classes)}
     try:
         meters = compare(record, model, result, outputs)
@@ -110,9 +111,10 @@ def _in_order(probabilities: Mapping[str, float], classes: Sequence[str]) -> dic
 
 
 def _first(record: PackageRecord, result: Any, outputs: Mapping[str, Any]) -> list[tuple[int, float, float]]:
-    if record.task != CLASSIFICATION:
+    if not names_classes(record.task, record.outputs):
         return []
-    sides = result.logits.softmax(1)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
+    expected = CLASSIFIER_OUTPUTS[record.outputs.type](result.logits)[0]
+    sides = expected, torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
     best = {int(index) for side in sides for index in side.topk(min(TOP, len(side))).indices}
     rows = [(index, float(sides[0][index]), float(sides[1][index])) for index in best]
     return sorted(rows, key=lambda row: -row[1])
@@ -123,6 +125,8 @@ def _truths(
 ) -> dict[str, TruthMeter]:
     """Both sides against an image's class or mask."""
     if isinstance(truth, int):
+        if record.outputs.type != LABELS:  # of one class for each image
+            return {}
         ours, theirs = AccuracyMeter(), AccuracyMeter()
         ours.add(result.logits[0], truth)
         theirs.add(torch.tensor(list(outputs[CLASS_PROBABILITIES].values())), truth)

@@ -12,7 +12,7 @@ from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.options import OUTPUT_OPTIONS, ConversionOptions
-from mobilevit_coreml.package.interface import LABELS, MASK, OutputOptions
+from mobilevit_coreml.package.interface import LABELS, MASK, SCORES, VALUES, OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
 from mobilevit_coreml.prepare import make_record, notices_of, with_crop_inside, with_image_size
 from mobilevit_coreml.preprocessing import Preprocessing
@@ -67,6 +67,8 @@ def recorded_options(record: PackageRecord) -> ConversionOptions:
     recorded, default = dataclasses.asdict(record.outputs), dataclasses.asdict(OutputOptions())
     if record.task == Task.SEGMENTATION and record.outputs.type in (LABELS, MASK):
         del recorded["dtype"]  # class indices have no choice
+    if record.outputs.type in (SCORES, VALUES):
+        del recorded["type"]  # follows from the configuration
     given: dict[str, Any] = {  # lists of JSON
         name: tuple(value) if isinstance(value, list) else value for name, value in record.given.items()
     }
