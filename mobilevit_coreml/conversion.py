@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mobilevit_coreml.compression.plan import Plan, StoredLayer
     from mobilevit_coreml.metrics import Fidelity
     from mobilevit_coreml.model import Model
+    from mobilevit_coreml.validation.checks import Check
 
 REPORTS = (".html", ".json", ".png")
 MIN_IMAGES = 3  # two to calibrate with, one to test
@@ -61,11 +62,13 @@ class Conversion:
     quality: Mapping[str, "Fidelity"]
     plan: "Plan | None"
     notices: tuple[str, ...]
+    framework: "Check | None" = None
 
     @property
     def passed(self) -> bool:
         """True unless a verification failed."""
-        return all(entry.passed for entry in (*self.fidelity.values(), *self.quality.values()))
+        wrong = self.framework is not None and self.framework.passed is False
+        return not wrong and all(entry.passed for entry in (*self.fidelity.values(), *self.quality.values()))
 
 
 def convert(
@@ -77,6 +80,7 @@ def convert(
     force: bool = False,
     images: StrPath | None = None,
     verify: bool = True,
+    check_framework: bool = False,
     report: StrPath | None = None,
     progress: Progress = silent,
 ) -> Conversion:
@@ -87,7 +91,8 @@ def convert(
 
     The saved package is executed by the reference evaluator and compared with PyTorch, on the images in the directory
     `images`, or on synthetic ones; one that fails a gate is saved under a name ending in `_failed`. Compression
-    calibrates with the images but for every third, and is tested with these. `report` is a .html, .json or .png
+    calibrates with the images but for every third, and is tested with these. With `check_framework` the checkpoint is
+    also compared with what transformers or timm make of it. `report` is a .html, .json or .png
     file about the compression.
 
     Raises MobileViTError, and writes nothing, where the request cannot be met.
@@ -135,7 +140,12 @@ def convert(
             fidelity = _verify(staged, expected, record, paths, computation_gates(record))
             if plan is not None:
                 quality = _verify(staged, models, record, paths, quality_gates(record))
-        if not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
+        framework = None
+        if check_framework:
+            progress("framework")
+            framework = _check_framework(checkpoint, models, record, class_names, paths)
+        wrong = framework is not None and framework.passed is False
+        if wrong or not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
             path, force = failed_path(path), True  # replaces an earlier failed package
             check_free(path, force)
         if report_path is not None and plan is not None:
@@ -146,7 +156,9 @@ def convert(
         publish(staged, path, force)
     notices = (*notices_of(checkpoint), *_advice(options.compression, quality))
     classes = checkpoint.config.num_labels
-    return Conversion(path, record, target, size_of(path), operations, classes, fidelity, quality, plan, notices)
+    return Conversion(
+        path, record, target, size_of(path), operations, classes, fidelity, quality, plan, notices, framework
+    )
 
 
 def scheme_name(compression: Compression | None) -> str:
@@ -263,6 +275,20 @@ def _verify(
         name: verify(package, models[name], record, preprocessing, _prepared(preprocessing, images), name, gates)
         for name, preprocessing in record.by_function().items()
     }
+
+
+def _check_framework(
+    checkpoint: "Checkpoint",
+    models: Mapping[str, "Model"],
+    record: PackageRecord,
+    class_names: Sequence[str],
+    images: Sequence[Path],
+) -> "Check":
+    """The first function's model against the library of its checkpoint."""
+    from mobilevit_coreml.validation.framework import Reading, check_framework
+
+    name, preprocessing = next(iter(record.by_function().items()))
+    return check_framework(Reading(models[name], preprocessing, class_names, record, checkpoint.path), images)
 
 
 def _prepared(preprocessing: Preprocessing, images: Sequence[Path]) -> "Iterator[Image.Image]":

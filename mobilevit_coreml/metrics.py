@@ -452,6 +452,11 @@ def verdict_of(results: Sequence[GateResult]) -> str:
     return PASS if True in passed else NOT_RUN
 
 
+def verdict_text(passed: bool | None) -> str:
+    """PASS, FAIL, or NOT_RUN for None."""
+    return NOT_RUN if passed is None else PASS if passed else FAIL
+
+
 def overall(verdicts: Sequence[str]) -> str:
     """FAIL before NOT_RUN before PASS: what was asked for and did not run has not passed."""
     for verdict in (FAIL, NOT_RUN):

@@ -49,6 +49,7 @@ class Checkpoint:
     source: WeightsSource
     assumed: tuple[str, ...] = ()  # what no file says and the user did not either, each with the option that changes it
     notices: tuple[str, ...] = ()  # for the user, on a fallback or a choice
+    path: Path | None = None  # of the weights file; None of untrained weights
 
     @property
     def variant(self) -> str:
@@ -247,6 +248,7 @@ def _from_file(
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
         tuple(filter(None, assumed)),
         tuple(notices),
+        path,
     )
     return _overridden(checkpoint, overrides)
 

@@ -40,8 +40,7 @@ class CheckpointOverrides:
         return {name: value for name, value in fields.items() if value is not None}
 
     def recorded(self) -> dict[str, Any]:
-        """What a package's record keeps: all but labels and sizes, which it has anyway."""
+        """What a package's record keeps: all but sizes, and of labels that there were some; it has these anyway."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CheckpointOverrides)}
-        return {
-            name: value for name, value in fields.items() if value is not None and name not in ("labels", "image_sizes")
-        }
+        kept = {name: value for name, value in fields.items() if value is not None and name != "image_sizes"}
+        return {**kept, "labels": True} if "labels" in kept else kept

@@ -14,6 +14,7 @@ from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize,
 from mobilevit_coreml.config import ACTIVATIONS, CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
+from mobilevit_coreml.metrics import verdict_text
 from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
@@ -148,6 +149,11 @@ def _add_verification(group: Any) -> None:
         help="images to verify with (default: synthetic ones); two of three calibrate a compression",
     )
     group.add_argument(
+        "--check-framework",
+        action="store_true",
+        help="also compare the checkpoint with what transformers or timm, where installed, make of it",
+    )
+    group.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not compare the saved package with PyTorch"
     )
 
@@ -187,7 +193,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
     def command(progress: ProgressBar) -> int:
         compression = _compression(values)
-        others = {name: values.pop(name) for name in ("output", "force", "images", "verify", "report")}
+        others = {
+            name: values.pop(name) for name in ("output", "force", "images", "verify", "check_framework", "report")
+        }
         weights, variant = values.pop("weights"), values.pop("variant")
         for name in ("mean", "std", "atrous_rates"):
             values[name] = None if values[name] is None else tuple(values[name])
@@ -238,6 +246,7 @@ def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
         (f"kept in {record.precision}", _kept(conversion)),
         ("verified", _verified(conversion)),
         ("quality", _verdicts(conversion, conversion.quality, "the original") if conversion.quality else []),
+        ("framework", _framework(conversion)),
         ("curve", _curve(conversion)),
         ("seconds", [", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())]),
     ]
@@ -301,6 +310,11 @@ def _verified(conversion: Conversion) -> list[str]:
         return ["not verified"]
     reference = "PyTorch fp32" if conversion.plan is None else "these weights in PyTorch fp32"
     return _verdicts(conversion, conversion.fidelity, reference)
+
+
+def _framework(conversion: Conversion) -> list[str]:
+    check = conversion.framework
+    return [] if check is None else [f"{verdict_text(check.passed)}: {check.detail}"]
 
 
 def _verdicts(conversion: Conversion, fidelity: Mapping[str, "Fidelity"], reference: str) -> list[str]:

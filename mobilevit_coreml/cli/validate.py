@@ -54,6 +54,12 @@ def parser(prog: str = PROG) -> Parser:
         help="figure to reach in place of the default, snr=30 or top1=0.98; repeatable; an unknown name lists them",
     )
     verdict.add_argument(
+        "--expected",
+        type=Path,
+        metavar="FILE",
+        help="a .npz file of the outputs that the training framework gives for some of --images",
+    )
+    verdict.add_argument(
         "--timeout", type=float, default=600.0, metavar="SECONDS", help="for an answer of Core ML (default 600)"
     )
     verdict.add_argument(
@@ -131,6 +137,7 @@ def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, s
         images=values.images,
         labels=values.labels,
         channel_order=values.channel_order,
+        expected=values.expected,
         backend=values.backend,
         compute_units=values.compute_units,
         gates=asked,

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.compression.plan import Plan as CompressionPlan
-from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, AccuracyMeter, Fidelity, GateResult, MaskMeter, nan_lowest
+from mobilevit_coreml.metrics import (
+    PASS,
+    AccuracyMeter,
+    Fidelity,
+    GateResult,
+    MaskMeter,
+    nan_lowest,
+    verdict_text,
+)
 from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.report import values
 from mobilevit_coreml.report.formatting import decibels
@@ -90,7 +98,7 @@ def figures_of(fidelity: Fidelity, masks: MaskMeter | None = None, classes: Sequ
 def gate_of(result: GateResult) -> values.Gate:
     """A gate as it is reported: NOT_RUN if it was not measured, since it has not passed then."""
     bound = result.bound
-    verdict = NOT_RUN if result.passed is None else PASS if result.passed else FAIL
+    verdict = verdict_text(result.passed)
     return values.Gate(
         result.name, bound.description, bound.unit, result.gate, bound.at_least, result.figure, result.passed, verdict
     )
@@ -151,7 +159,7 @@ def _reasons(
 
     for name, function in functions.items():
         for check in function.checks:
-            if not check.passed:
+            if check.passed is False:
                 yield f"{of(name)}{check.name}: {check.detail}"
     for name, function in functions.items():
         if function.departure is not None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, Fidelity, nan_lowest
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS, Fidelity, nan_lowest, verdict_text
 from mobilevit_coreml.reference.comparison import FP16_MAX
 from mobilevit_coreml.report import values
 from mobilevit_coreml.report.collect import figures_of, gate_text, validation_report
@@ -118,7 +118,7 @@ def _output_lines(figures: values.Figures, count: int, gates: Mapping[str, float
 
 
 def _check(check: Check) -> str:
-    return f"{PASS if check.passed else FAIL}, {check.detail}"
+    return f"{verdict_text(check.passed)}, {check.detail}"
 
 
 def _mismatch(function: values.Function) -> list[str]:

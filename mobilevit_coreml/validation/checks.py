@@ -23,10 +23,13 @@ from mobilevit_coreml.validation.original import Original
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A check by name; `detail` is the value that is there and, if it failed, the expected one."""
+    """A check by name; `detail` is the value that is there and, if it failed, the expected one.
+
+    `passed` is None where it was not run; `detail` is then the reason.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 

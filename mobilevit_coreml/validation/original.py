@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED, Checkpoint, load_checkpoint
@@ -32,6 +33,7 @@ class Original:
     record: PackageRecord
     classes: tuple[str, ...]
     notices: tuple[str, ...]
+    weights: Path | None = None  # the file; None of untrained ones
 
     @property
     def preprocessing(self) -> Mapping[str, Preprocessing]:
@@ -59,7 +61,7 @@ def load_original(
         name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
         for name, preprocessing in expected.by_function().items()
     }
-    return Original(models, expected, classes, notices_of(checkpoint))
+    return Original(models, expected, classes, notices_of(checkpoint), checkpoint.path)
 
 
 def recorded_options(record: PackageRecord) -> ConversionOptions:
@@ -70,7 +72,9 @@ def recorded_options(record: PackageRecord) -> ConversionOptions:
     if record.outputs.type in (SCORES, VALUES):
         del recorded["type"]  # follows from the configuration
     given: dict[str, Any] = {  # lists of JSON
-        name: tuple(value) if isinstance(value, list) else value for name, value in record.given.items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.given.items()
+        if name != "labels"
     }
     outputs = {f"output_{name}": value for name, value in recorded.items() if value != default[name]}
     return ConversionOptions(

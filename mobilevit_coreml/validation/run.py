@@ -34,6 +34,7 @@ from mobilevit_coreml.validation.backends import CORE_ML, Backend, backends_for,
 from mobilevit_coreml.validation.checks import Check, class_names, declared
 from mobilevit_coreml.validation.core_ml import NEURAL_ENGINE, WITH_NEURAL_ENGINE
 from mobilevit_coreml.validation.dataset import LabelledImage, load_images
+from mobilevit_coreml.validation.framework import Reading, check_framework
 from mobilevit_coreml.validation.journal import Journal, open_journal
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult, Measured, compare_image
 from mobilevit_coreml.validation.original import Original, load_original
@@ -96,6 +97,7 @@ class Validation:
     asked: tuple[Backend, ...]
     gates: tuple[str, ...]
     seconds: float
+    framework: Check | None = None
 
     @property
     def checks(self) -> list[tuple[str, Check]]:
@@ -104,12 +106,12 @@ class Validation:
             (function, check)
             for function, checks in self.declared.items()
             for check in (*checks, *self.programs[function].checks)
-        ]
+        ] + ([] if self.framework is None else [(next(iter(self.declared)), self.framework)])
 
     @property
     def verdict(self) -> str:
         """The verdict over the package itself, and all backends and gates that were asked for."""
-        own = [PASS if check.passed else FAIL for _, check in self.checks]
+        own = [PASS if check.passed else FAIL for _, check in self.checks if check.passed is not None]
         runs = [run.verdict for run in self.runs if run.backend in self.asked]
         return overall([*own, *runs, *(NOT_RUN for _ in self.unmeasured)])
 
@@ -132,6 +134,7 @@ def validate(
     gates: Mapping[str, float] | None = None,
     function: str | None = None,
     journal: StrPath | None = None,
+    expected: StrPath | None = None,
     timeout: float = TIMEOUT,
     progress: Progress = silent,
 ) -> Validation:
@@ -141,7 +144,8 @@ def validate(
     `channel_order` are what its conversion was given. `images` is a directory as in `load_images`; without
     one they are synthetic. `backend` is reference, coreml or auto, `compute_units` of core_ml.UNITS, `gates`
     figures by name, in place of the default ones. `journal` keeps the figures of each image, for a run that
-    goes on. `timeout` is in seconds, for each answer of Core ML.
+    goes on. `expected` is a .npz file of the framework's outputs, as in `check_framework`.
+    `timeout` is in seconds, for each answer of Core ML.
 
     Raises MobileViTError for a package, weights or images that cannot be read.
     """
@@ -169,6 +173,13 @@ def validate(
         )
         for name in functions
     }
+    progress("framework")
+    name, first = functions[0], inputs[functions[0]]
+    reading = Reading(
+        original.models[name], original.preprocessing[name], original.classes, original.record, original.weights
+    )
+    files = [image.path for image in first if image.path is not None]
+    framework = check_framework(reading, files, None if expected is None else Path(expected))
     asked = [one for one in backends_for(backend, list(compute_units)) if backend != "auto" or one.is_here]
     others = [] if any(one.name == CORE_ML for one in asked) else [Backend(CORE_ML)]
     digest = digest_of(package)
@@ -196,7 +207,6 @@ def validate(
                 partial(progress, stage),
             )
         runs.append(run)
-    first = next(iter(inputs.values()))
     return Validation(
         package,
         size_of(package),
@@ -212,6 +222,7 @@ def validate(
         tuple(asked),
         asked_gates,
         time.perf_counter() - start,
+        framework,
     )
 
 

@@ -111,7 +111,7 @@ def tune(
                 compute_units=chosen,
                 timeout=timeout,
             )
-            wrong = (f"{FAIL}, {check.name}: {check.detail}" for _, check in validation.checks if not check.passed)
+            wrong = (f"{FAIL}, {check.name}: {check.detail}" for _, check in validation.checks if check.passed is False)
             trials.append(Trial(attention, unfold, next(wrong, ""), validation.runs))
     return Tuning(package, chosen, tuple(trials), weights, variant, options, bool(record.compression))
 
