@@ -24,23 +24,28 @@ class Fields:
         """True if a field is read."""
         return name in self.read.split()
 
+    def knows(self, name: str) -> bool:
+        """True if a field is read, without effect, or of a fixed value."""
+        unused = (pattern for names in self.unused.values() for pattern in names.split())
+        return self.reads(name) or name in self.fixed or any(fnmatch.fnmatchcase(name, one) for one in unused)
+
     def select(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         """The fields of a file that are read; null is as good as none.
 
         Raises CheckpointError, naming `source`, for a field that may change the result and is not read.
         """
-        patterns = [pattern for names in self.unused.values() for pattern in names.split()]
         for name, value in values.items():
-            if value is None or self.reads(name) or any(fnmatch.fnmatchcase(name, one) for one in patterns):
+            if value is None or self.reads(name):
                 continue
-            allowed = self.fixed.get(name)
-            if allowed is None:
+            if name not in self.fixed:
+                if self.knows(name):
+                    continue
                 raise CheckpointError(
                     f"{source}: {name}: expected a field that is known, got {value!r:.80}; remove it if inference does "
                     "not depend on it"
                 )
-            if value not in allowed:
-                expected = " or ".join(repr(one) for one in allowed)
+            if value not in self.fixed[name]:
+                expected = " or ".join(repr(one) for one in self.fixed[name])
                 raise CheckpointError(
                     f"{source}: {name}: expected {expected}, got {value!r:.80}; other values cannot be converted"
                 )

@@ -149,7 +149,7 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_LABELS:
         raise LabelsError(f"{source}: expected 1 to {MAX_LABELS} class names, got {len(names)}; name every class")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip() or not name.translate(_INVISIBLE).isprintable():
+        if not isinstance(name, str) or not name.strip() or not name.strip().translate(_INVISIBLE).isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
     return tuple(str(name).strip() for name in names)
 
