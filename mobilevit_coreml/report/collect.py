@@ -92,7 +92,8 @@ def figures_of(fidelity: Fidelity, masks: MaskMeter | None = None, classes: Sequ
     if fidelity.masks is not None:
         both, by_class = fidelity.masks, tuple(overlaps(masks, classes))
         mask = values.Masks(both.pixel_agreement, both.mean_iou, both.classes, by_class)
-    return values.Figures(fidelity.signals, ranking, mask)
+    labels = None if fidelity.labels is None else values.Labels(**vars(fidelity.labels))
+    return values.Figures(fidelity.signals, ranking, mask, labels)
 
 
 def gate_of(result: GateResult) -> values.Gate:
