@@ -27,6 +27,7 @@ def summary(validation: Validation) -> str:
         ("size", [megabytes(report.package.bytes)]),
         ("checkpoint", [weights.name, origin]),
         ("images", [images_text(report.pictures)]),
+        ("framework", [_check(report.framework)]),
     ]
     for name, function in report.functions.items():
         if len(report.functions) > 1:

@@ -342,6 +342,7 @@ class ValidationReport:
     pictures: Images
     classes: Annotated[Texts, "Class names by index; empty of features."]
     notes: Annotated[Texts, "Assumptions about the checkpoint."]
+    framework: Annotated[Check, "The checkpoint's own library, transformers or timm, on the same image files."]
     forecast: Forecast
     functions: Annotated[Mapping[str, Function], "By name; main if there is one size only."]
     runs: Annotated[tuple[Run, ...], "Each function on each backend, those that were not run included."]
