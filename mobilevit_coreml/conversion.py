@@ -295,7 +295,7 @@ def _prepared(preprocessing: Preprocessing, images: Sequence[Path]) -> "Iterator
     from mobilevit_coreml.images import read_image, synthetic_images
 
     if not images:
-        return iter(synthetic_images(*preprocessing.input_size))
+        return (image.convert(preprocessing.mode) for image in synthetic_images(*preprocessing.input_size))
     return (preprocessing.prepare(read_image(path)) for path in images)
 
 

@@ -88,6 +88,11 @@ class Preprocessing:
         return 1 if self.channel_order == GRAY else 3
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of prepared images."""
+        return "L" if self.channel_order == GRAY else "RGB"
+
+    @property
     def normalizes(self) -> bool:
         """True if `mean` or `std` change anything."""
         return any(self.mean) or any(value != 1 for value in self.std)
@@ -142,7 +147,7 @@ class Preprocessing:
         padded black. Raises InputError for floating-point images and extreme aspect ratios.
         """
         image = upright_rgb(image)
-        image = image.convert("L") if self.channel_order == GRAY else image
+        image = image.convert(self.mode)
         image = image.resize(self._resized(image.size), INTERPOLATIONS[self.interpolation])
         return self._center_crop(image, self.input_size)
 
@@ -177,8 +182,7 @@ class Preprocessing:
         """Network input (1, C, H, W) float32 for an image of `input_size`."""
         import numpy as np
 
-        gray = self.channel_order == GRAY
-        values = np.asarray(self._center_crop(image.convert("L" if gray else "RGB"), self.crop), dtype=np.float32)
+        values = np.asarray(self._center_crop(image.convert(self.mode), self.crop), dtype=np.float32)
         values = values.reshape(*self.crop, self.channels) * np.float32(self.scale)  # H W C
         if self.normalizes:
             mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))

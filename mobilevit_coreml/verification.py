@@ -28,7 +28,6 @@ from mobilevit_coreml.package.interface import (
     LOGITS,
     MASK,
     NETWORK,
-    PROBABILITIES,
     SCORES,
     OutputOptions,
     names_classes,
@@ -99,8 +98,6 @@ def _compare_classes(meters: Meters, record: PackageRecord, logits: Tensor, outp
         expected, got = activation(logits)[0], torch.tensor(list(outputs[CLASS_PROBABILITIES].values()))
         if CLASSIFIER in outputs:
             _signal(meters, LOGITS, logits, torch.from_numpy(outputs[CLASSIFIER]))
-        elif problem == MULTI_LABEL:
-            _signal(meters, PROBABILITIES, expected, got)
         else:
             _signal(meters, LOG_PROBABILITIES, _centred_logarithms(expected), _centred_logarithms(got))
     else:

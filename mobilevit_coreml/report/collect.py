@@ -19,6 +19,7 @@ from mobilevit_coreml.publish import atomic_write
 from mobilevit_coreml.report import values
 from mobilevit_coreml.report.formatting import decibels
 from mobilevit_coreml.strict_json import plain, to_json
+from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.forecast import RULES
 from mobilevit_coreml.validation.measure import ORIGINAL, PACKAGE, ImageResult
 from mobilevit_coreml.validation.program import Mismatch
@@ -47,13 +48,14 @@ def validation_report(validation: Validation) -> values.ValidationReport:
     runs = tuple(_run(run, validation) for run in validation.runs)
     return values.ValidationReport(
         verdict=validation.verdict,
-        reasons=tuple(_reasons(functions, runs, validation.unmeasured)),
+        reasons=tuple(_reasons(validation.framework, functions, runs, validation.unmeasured)),
         asked=tuple(map(str, validation.asked)),
         seconds=validation.seconds,
         package=values.Package(validation.package.name, validation.bytes, validation.digest, values.Record(**recorded)),
         pictures=values.Images(validation.source, validation.images, validation.labelled),
         classes=validation.original.classes,
         notes=validation.original.notices,
+        framework=validation.framework,
         forecast=values.Forecast(FORECAST, RULES),
         functions=functions,
         runs=runs,
@@ -92,7 +94,8 @@ def figures_of(fidelity: Fidelity, masks: MaskMeter | None = None, classes: Sequ
     if fidelity.masks is not None:
         both, by_class = fidelity.masks, tuple(overlaps(masks, classes))
         mask = values.Masks(both.pixel_agreement, both.mean_iou, both.classes, by_class)
-    return values.Figures(fidelity.signals, ranking, mask)
+    labels = None if fidelity.labels is None else values.Labels(**vars(fidelity.labels))
+    return values.Figures(fidelity.signals, ranking, mask, labels)
 
 
 def gate_of(result: GateResult) -> values.Gate:
@@ -152,11 +155,13 @@ def device_shares(plan: Sequence[PlannedOperation]) -> dict[str, values.DeviceSh
 
 
 def _reasons(
-    functions: Mapping[str, values.Function], runs: Sequence[values.Run], unmeasured: Sequence[str]
+    framework: Check, functions: Mapping[str, values.Function], runs: Sequence[values.Run], unmeasured: Sequence[str]
 ) -> Iterator[str]:
     def of(function: str) -> str:
         return f"{function}, " if len(functions) > 1 else ""
 
+    if framework.passed is False:
+        yield f"{framework.name}: {framework.detail}"
     for name, function in functions.items():
         for check in function.checks:
             if check.passed is False:

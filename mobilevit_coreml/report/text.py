@@ -27,6 +27,7 @@ def summary(validation: Validation) -> str:
         ("size", [megabytes(report.package.bytes)]),
         ("checkpoint", [weights.name, origin]),
         ("images", [images_text(report.pictures)]),
+        ("framework", [_check(report.framework)]),
     ]
     for name, function in report.functions.items():
         if len(report.functions) > 1:
@@ -110,6 +111,9 @@ def _output_lines(figures: values.Figures, count: int, gates: Mapping[str, float
         yield f"largest difference of a probability {ranking.max_abs_difference:.2g}, KL {ranking.kl:.2g} nats"
         yield f"top-1 equal on {percent(ranking.top1)}{gate('top1')}, top-5 on {percent(ranking.top5)} of {images}"
         yield f"smallest top-1 margin {ranking.margin:.2g}"
+    if figures.labels is not None:
+        yield f"largest difference of a probability {figures.labels.max_abs_difference:.2g}"
+        yield f"{percent(figures.labels.agreement)}{gate('labels')} of the labels on the same side of 0.5"
     elif masks is not None:
         yield f"pixel agreement {percent(masks.pixels)}{gate('pixels')}"
         yield f"mean IoU {masks.mean_iou:.3f} over {masks.classes} classes, {images}"

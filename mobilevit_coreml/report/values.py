@@ -67,6 +67,8 @@ class Record:
         Mapping[str, Any], "Scheme, calibration, layers by format, and curve; empty if uncompressed."
     ]
     sizes: Annotated[Mapping[str, tuple[int, int]], "Height and width of each function's crop, if there are several."]
+    given: Annotated[Mapping[str, Any], "Options that stood in place of what the checkpoint's files say."]
+    assumed: Annotated[Texts, "Assumptions, where neither files nor options say."]
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,14 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Fidelity of a classifier's probabilities of independent labels."""
+
+    agreement: Annotated[float, "Share of labels on the same side of 0.5."]
+    max_abs_difference: Annotated[float, "Largest absolute difference of a probability."]
+
+
+@dataclass(frozen=True)
 class ClassOverlap:
     """A class in the masks of both sides."""
 
@@ -195,6 +205,7 @@ class Figures:
     signals: Annotated[Mapping[str, SignalFidelity], "Logits and outputs of real numbers by name."]
     ranking: Annotated[Ranking | None, "Probabilities of a classifier; null of others."]
     masks: Annotated[Masks | None, "Class maps of a segmenter; null of others."]
+    labels: Annotated[Labels | None, "Probabilities of independent labels; null of others."]
 
 
 @dataclass(frozen=True)
@@ -331,6 +342,7 @@ class ValidationReport:
     pictures: Images
     classes: Annotated[Texts, "Class names by index; empty of features."]
     notes: Annotated[Texts, "Assumptions about the checkpoint."]
+    framework: Annotated[Check, "The checkpoint's own library, transformers or timm, on the same image files."]
     forecast: Forecast
     functions: Annotated[Mapping[str, Function], "By name; main if there is one size only."]
     runs: Annotated[tuple[Run, ...], "Each function on each backend, those that were not run included."]

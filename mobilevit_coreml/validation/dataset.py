@@ -51,7 +51,8 @@ def load_images(
     """
     if directory is None:
         images = enumerate(synthetic_images(*preprocessing.input_size), 1)
-        return [LabelledImage(f"synthetic {number}", partial(Image.Image.copy, image)) for number, image in images]
+        mode = preprocessing.mode
+        return [LabelledImage(f"synthetic {number}", partial(image.convert, mode)) for number, image in images]
 
     def labelled(name: str, path: Path, truth: int | Path | None = None) -> LabelledImage:
         return LabelledImage(name, lambda: preprocessing.prepare(read_image(path)), truth, path)

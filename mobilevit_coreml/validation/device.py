@@ -209,7 +209,7 @@ def _compare(subject: _Subject, index: int, outputs: Outputs, where: str) -> Met
     except JsonError as error:
         raise _bad_golden(str(error)) from None
     given: dict[str, Any] = dict(outputs)
-    if subject.record.task == CLASSIFICATION:
+    if CLASS_PROBABILITIES in outputs:
         probabilities = outputs[CLASS_PROBABILITIES].tolist()
         given[CLASS_PROBABILITIES] = dict(zip(subject.manifest.classes, probabilities, strict=True))
     try:
@@ -239,7 +239,7 @@ def _read_expected(subject: _Subject, image: GoldenImage) -> Any:
 
 def _wrong_label(manifest: Manifest, image: ImageAnswer, outputs: Outputs) -> Iterator[str]:
     """A classifier's class that is another than its own probabilities say."""
-    if manifest.task == CLASSIFICATION:
+    if CLASS_PROBABILITIES in outputs:
         probabilities = outputs[CLASS_PROBABILITIES]
         best = np.flatnonzero(probabilities >= probabilities.max())
         # probabilities that are not finite pass no gate

@@ -18,11 +18,20 @@ from PIL import Image
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
 from mobilevit_coreml.metrics import BOUNDS, computation_gates
-from mobilevit_coreml.mil.export import segmentation_output
+from mobilevit_coreml.mil.export import CLASSIFIER_OUTPUTS, segmentation_output
 from mobilevit_coreml.model import Model
 from mobilevit_coreml.package.files import digest_of
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, IMAGE, LABELS, MASK, OutputOptions, output_names
+from mobilevit_coreml.package.interface import (
+    CLASS_PROBABILITIES,
+    IMAGE,
+    LABELS,
+    MASK,
+    OutputOptions,
+    names_classes,
+    output_names,
+)
 from mobilevit_coreml.package.metadata import PackageRecord
+from mobilevit_coreml.preprocessing import GRAY
 from mobilevit_coreml.publish import publish, staging, writing
 from mobilevit_coreml.shipped import shipped
 from mobilevit_coreml.strict_json import JsonError, read_json, to_json
@@ -93,6 +102,10 @@ def write_golden(
 
     Raises OutputError for a place where it cannot go, InputError for a package that has changed.
     """
+    if record.preprocessing.channel_order == GRAY:
+        raise InputError(
+            "golden: expected a package that takes colour images, got gray ones; the test has none of these"
+        )
     directory = directory.resolve()
     check_place(directory, force)
     if count < 1:
@@ -190,7 +203,11 @@ def _expected_outputs(record: PackageRecord, model: Model, result: Any) -> dict[
     A classifier's probabilities are (classes,), in their order; maps of classes (rows, columns).
     """
     if record.task == CLASSIFICATION:
-        return {CLASS_PROBABILITIES: result.logits.softmax(1)[0].numpy()}
+        output = CLASSIFIER_OUTPUTS[record.outputs.type](result.logits)
+        if names_classes(record.task, record.outputs):
+            return {CLASS_PROBABILITIES: output[0].numpy()}
+        (name,) = output_names(record.task, record.outputs)
+        return {name: output.numpy()}
     if record.task == SEGMENTATION:
         (name,) = output_names(SEGMENTATION, record.outputs)
         output = segmentation_output(result.logits, record.outputs, model.config)
@@ -210,7 +227,7 @@ def _golden_output(record: PackageRecord, name: str, values: Values) -> GoldenOu
 
 def _kind_and_dtype(task: str, options: OutputOptions) -> tuple[Kind, str]:
     """`GoldenOutput.kind` and `GoldenOutput.dtype` of a task's outputs."""
-    if task == CLASSIFICATION:
+    if names_classes(task, options):
         return "probabilities", "float32"
     if task == SEGMENTATION and options.type in (LABELS, MASK):
         return ("array", "int32") if options.type == LABELS else ("image", "uint8")

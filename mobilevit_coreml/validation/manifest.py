@@ -24,7 +24,7 @@ from typing import Literal
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, TASKS
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.metrics import BOUNDS
-from mobilevit_coreml.package.interface import CLASS_PROBABILITIES
+from mobilevit_coreml.package.interface import CLASS_PROBABILITIES, LOGITS, VALUES
 from mobilevit_coreml.strict_json import JsonError, load, read_json
 from mobilevit_coreml.validation.core_ml import UNITS
 
@@ -157,9 +157,8 @@ class Manifest:
     def _check_outputs(self, function: GoldenFunction) -> None:
         """The outputs that the metrics rely on."""
         shapes, count = [(output.name, output.shape) for output in function.outputs], len(self.classes)
-        wrong = self.task == CLASSIFICATION and (
-            count < 2 or shapes != [(CLASS_PROBABILITIES, (count,))] or function.logits != (1, count)
-        )
+        whole = [(CLASS_PROBABILITIES, (count,))], [(LOGITS, (1, count))], [(VALUES, (1, count))]
+        wrong = self.task == CLASSIFICATION and (not count or shapes not in whole or function.logits != (1, count))
         if wrong or len(shapes) < (2 if self.task == FEATURES else 1):
             raise ValueError(f"{function.name}: expected the outputs of {self.task}, got others")
 

@@ -93,11 +93,11 @@ class Validation:
     labelled: bool
     declared: Mapping[str, tuple[Check, ...]]
     programs: Mapping[str, ProgramReport]
+    framework: Check
     runs: tuple[Run, ...]
     asked: tuple[Backend, ...]
     gates: tuple[str, ...]
     seconds: float
-    framework: Check | None = None
 
     @property
     def checks(self) -> list[tuple[str, Check]]:
@@ -106,7 +106,7 @@ class Validation:
             (function, check)
             for function, checks in self.declared.items()
             for check in (*checks, *self.programs[function].checks)
-        ] + ([] if self.framework is None else [(next(iter(self.declared)), self.framework)])
+        ] + [(next(iter(self.declared)), self.framework)]
 
     @property
     def verdict(self) -> str:
@@ -218,11 +218,11 @@ def validate(
         any(image.truth is not None for image in first),
         checks,
         programs,
+        framework,
         tuple(runs),
         tuple(asked),
         asked_gates,
         time.perf_counter() - start,
-        framework,
     )
 
 
