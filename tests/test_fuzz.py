@@ -29,7 +29,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from mobilevit_coreml._coremltools import ct
-from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors
+from mobilevit_coreml.checkpoints.files import read_json_object, read_weights
+from mobilevit_coreml.checkpoints.hugging_face import read_config, read_preprocessor
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
@@ -40,7 +41,7 @@ from mobilevit_coreml.inference import check_images, read_record
 from mobilevit_coreml.inference import predict as answers
 from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.package.metadata import METADATA_PREFIX, PackageRecord
-from mobilevit_coreml.preprocessing import default_preprocessing, from_hugging_face, from_timm
+from mobilevit_coreml.preprocessing import default_preprocessing
 from mobilevit_coreml.reference.constants import evaluate_constexpr
 from mobilevit_coreml.reference.reader import MODEL_DIRECTORY
 
@@ -144,7 +145,7 @@ def test_spoilt_checkpoints(tmp_path: Path) -> None:
         for name, content in files.items():
             inside = content.startswith(b"PK") and seed % 2
             (tmp_path / name).write_bytes(spoilt_inside(content, seed) if inside else spoilt(content, seed))
-            survives(lambda name=name: read_tensors(tmp_path / name))  # type: ignore[misc]
+            survives(lambda name=name: read_weights(tmp_path / name))  # type: ignore[misc]
             assert not trap.exists(), (name, seed)
 
 
@@ -166,7 +167,7 @@ def test_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, header: d
     text = json.dumps(header).encode()
     path = tmp_path_factory.getbasetemp() / "header.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    survives(lambda: read_tensors(path))
+    survives(lambda: read_weights(path))
 
 
 ENTRY = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
@@ -178,7 +179,7 @@ TWICE = f"{{{ENTRY}, {ENTRY}}}"
 def test_safetensors_headers_that_are_none(tmp_path: Path, header: str, claimed: int | None) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", claimed or len(header)) + header.encode() + bytes(4))
-    message = survives(lambda: read_tensors(path))
+    message = survives(lambda: read_weights(path))
     assert message or (header, claimed) == (TWICE, None)  # of two equal keys one may be taken
 
 
@@ -186,7 +187,7 @@ def test_tensors_that_are_larger_than_their_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"w": torch.zeros(1).expand(2**20, 2**12)}, path)
     with pytest.raises(CheckpointError, match="bytes of weights, got 17179869184; this is not a MobileViT"):
-        read_tensors(path)
+        read_weights(path)
     assert path.stat().st_size < 10_000
 
 
@@ -586,6 +587,7 @@ def test_records_that_contradict_the_program(copies: dict[str, Path], changes: d
 BOMBS = """
 import resource, sys
 from pathlib import Path
+from mobilevit_coreml.checkpoints.hugging_face import read_config, read_preprocessor
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import read_image
