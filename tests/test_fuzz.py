@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from PIL import Image
 from safetensors.torch import save
 
 from mobilevit_coreml._coremltools import ct
+from mobilevit_coreml.checkpoints import cvnets, timm
 from mobilevit_coreml.checkpoints.files import read_json_object, read_weights
 from mobilevit_coreml.checkpoints.hugging_face import read_config, read_preprocessor
 from mobilevit_coreml.checkpoints.load import load_checkpoint
@@ -229,13 +231,27 @@ def test_weights_of_other_types_and_shapes(small_weights: dict[str, Path], tmp_p
 
 FIELDS = [field.name for field in dataclasses.fields(MobileViTConfig)] + ["num_labels", "model_type"]
 PIXELS = ["do_normalize", "do_center_crop", "crop_size", "do_resize", "size", "do_rescale", "rescale_factor"]
-PIXELS += ["resample", "do_flip_channel_order", "do_reduce_labels"]
-TIMM = ["mean", "std", "input_size", "crop_pct", "interpolation", "label_names", "pretrained_cfg"]
+PIXELS += ["resample", "do_flip_channel_order", "do_reduce_labels", "image_mean", "image_std", "image_processor_type"]
+TIMM = ["mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names", "pretrained_cfg"]
+TIMM += ["model_args", "global_pool", "architecture", "label_offset"]
+TRAINING = [*timm.TRAINING_ARGS.read.split(), "tta", "bn_eps"]
+SMALL = MobileViTConfig(image_size=64, id2label=("no", "yes"))
 DEFAULT = default_preprocessing(CLASSIFICATION, (64, 64), "BGR")
+
+
+def read_yaml(values: dict[str, Any]) -> object:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(values, file)  # JSON is YAML
+        file.flush()
+        return cvnets.read_config(Path(file.name), SMALL, DEFAULT, CLASSIFICATION, "config.yaml")
+
+
 READERS: dict[str, tuple[list[str], Callable[[dict[str, Any]], object]]] = {
     "config.json": (FIELDS, lambda values: read_config(values, "config.json")),
-    "preprocessor_config.json": (PIXELS, lambda values: from_hugging_face(values, DEFAULT, "preprocessor_config.json")),
-    "timm": (TIMM, lambda values: from_timm(values, DEFAULT, "config.json")),
+    "preprocessor_config.json": (PIXELS, lambda values: read_preprocessor(values, DEFAULT, "x")),
+    "timm": (TIMM, lambda values: timm.read(values, {}, SMALL, "config.json")),
+    "timm's arguments": (TRAINING, lambda values: timm.read({}, values, SMALL, "x.pth")),
+    "config.yaml": (["model", "common", "image_augmentation"], read_yaml),
 }
 
 
@@ -270,7 +286,8 @@ def test_labels_in_json(tmp_path_factory: pytest.TempPathFactory, values: Any) -
 
 def test_class_names_of_a_configuration_are_checked_as_any_others() -> None:
     assert read_config({"id2label": ["a", "b"]}, "x").id2label == ("a", "b")
-    for names in (["a", "b\nc"], ["a", "\ud800"], ["a", 1], ["a", []], []):
+    assert read_config({"id2label": ["a", 1]}, "x").id2label == ("a", "1")
+    for names in (["a", "b\nc"], ["a", "\ud800"], ["a", None], ["a", []], []):
         assert survives(lambda names=names: read_config({"id2label": names}, "x"))  # type: ignore[misc]
 
 

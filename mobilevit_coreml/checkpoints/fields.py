@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.preprocessing import MAX_SIDE, is_side
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Fields:
         return {name: value for name, value in values.items() if self.reads(name) and value is not None}
 
 
+def mapping_of(value: object, name: str, source: str) -> Mapping[Any, Any]:
+    """An object of JSON; raises CheckpointError for anything else."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: {name}: expected names and values, got {value!r:.60}; check the file")
+    return value
+
+
 def number_of(value: object, name: str, source: str, low: float, high: float, usual: str) -> float:
     """A number from `low` to `high`; raises CheckpointError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -57,8 +65,10 @@ def number_of(value: object, name: str, source: str, low: float, high: float, us
 def sides_of(value: object, name: str, source: str) -> tuple[int, int]:
     """(height, width) in pixels of one number, or two; raises CheckpointError for anything else."""
     sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
-        raise CheckpointError(f"{source}: {name}: expected pixels, got {value!r:.60}; 288 and 256 are usual")
+    if len(sides) != 2 or not all(is_side(side) for side in sides):
+        raise CheckpointError(
+            f"{source}: {name}: expected pixels, 1 to {MAX_SIDE}, got {value!r:.60}; 288 and 256 are usual"
+        )
     return sides
 
 
