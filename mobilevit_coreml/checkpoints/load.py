@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from mobilevit_coreml.checkpoints import cvnets, hugging_face, timm
-from mobilevit_coreml.checkpoints.files import FOREIGN_SUFFIXES, read_json_object, read_weights, sha256_of
+from mobilevit_coreml.checkpoints.files import (
+    FOREIGN_SUFFIXES,
+    read_json_object,
+    read_weights,
+    refuse_foreign,
+    sha256_of,
+)
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.naming import (
     LOSS,
@@ -148,6 +154,7 @@ def _from_hub(hub_id: str, task: Task | None, overrides: CheckpointOverrides) ->
 
 
 def _from_directory(directory: Path, name: str, task: Task | None, overrides: CheckpointOverrides) -> Checkpoint:
+    refuse_foreign(directory)
     preferred = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     others = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if (directory / "adapter_config.json").is_file() and not preferred:
@@ -176,14 +183,14 @@ def _from_file(
     """Checkpoint in a weights file; `files` are those of SETTINGS_FILES that are beside it."""
     saved = read_weights(path)
     notices = []
-    averaged = overrides.ema if saved.averaged and saved.tensors else bool(saved.averaged)
-    if overrides.ema and not saved.averaged and not any("ema" in key for key in saved.tensors):
-        raise CheckpointError(f"weights {name}: expected averaged weights (--ema), got none; leave the option out")
-    if saved.averaged and overrides.ema is None:
-        taken, other = ("averaged", "--no-ema the plain ones") if averaged else ("plain", "--ema the averaged ones")
-        notices.append(f"the file has plain and averaged weights (EMA): took the {taken}; {other}")
-    all_tensors = saved.averaged if averaged else saved.tensors
-    naming, tensors = recognize(all_tensors, NAMINGS, name, overrides.ema)
+    has = {True: saved.averaged, False: saved.tensors}
+    if overrides.ema is not None and not has[overrides.ema]:
+        option, wanted = ("--ema", "averaged") if overrides.ema else ("--no-ema", "plain")
+        raise CheckpointError(f"weights {name}: expected {wanted} weights ({option}), got none; leave the option out")
+    if saved.averaged and saved.tensors and overrides.ema is None:
+        notices.append("the file has plain and averaged weights (EMA): took the plain; --ema the averaged ones")
+    all_tensors = has[not saved.tensors if overrides.ema is None else overrides.ema]
+    naming, tensors = recognize(all_tensors, NAMINGS, name)
     left_out = [key for key in all_tensors if LOSS.fullmatch(key)]
     if left_out:
         notices.append(f"left out {', '.join(left_out[:3])}: of the loss")

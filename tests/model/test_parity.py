@@ -208,7 +208,9 @@ SMALL = (28, 32, (28, 45), 8)  # at these the last maps have one cell, or few, a
 
 
 @pytest.mark.parametrize("size", SMALL)
-@pytest.mark.parametrize(("attention", "unfold"), list(itertools.product(AttentionImplementation, UnfoldImplementation)))
+@pytest.mark.parametrize(
+    ("attention", "unfold"), list(itertools.product(AttentionImplementation, UnfoldImplementation))
+)
 @torch.no_grad()
 def test_small_images_are_the_references(size: int | tuple[int, int], attention: str, unfold: str) -> None:
     height, width = size if isinstance(size, tuple) else (size, size)
