@@ -217,7 +217,12 @@ def _from_file(
     preprocessing = default_preprocessing(trained, inferred.image_hw, order)
     assumed: tuple[str, ...] = ()
     if naming is timm.TIMM:
-        config, preprocessing, assumed = timm.read(settings, saved.arguments, inferred, name, **given)
+        config, preprocessing = timm.read(settings, saved.arguments, inferred, name, **given)
+        if not settings and not saved.arguments:
+            assumed = (
+                "crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)",
+                _assumed_pixels(preprocessing, naming.name, overrides),
+            )
     elif settings:
         config = hugging_face.read_config(settings, f"{name}: config.json", **given)
         preprocessing = preprocessing.with_crop(config.image_hw)
@@ -265,6 +270,11 @@ def _overridden(checkpoint: Checkpoint, overrides: CheckpointOverrides) -> Check
     preprocessing = checkpoint.preprocessing.with_crop(checkpoint.config.image_hw)
     preprocessing = dataclasses.replace(preprocessing, **overrides.preprocessing())
     config = checkpoint.config
+    if (preprocessing.channel_order == GRAY) != (config.num_channels == 1):
+        raise CheckpointError(
+            f"channel_order: expected that of {config.num_channels} channels, got {preprocessing.channel_order}; "
+            "leave it out"
+        )
     if overrides.labels is not None:
         labels = read_labels(overrides.labels)
         if len(labels) != config.num_labels:
@@ -294,11 +304,14 @@ def _assumed_network(config: MobileViTConfig, task: str, given: Mapping[str, Any
 
 def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: CheckpointOverrides) -> str:
     """What weights without a description of their images do not determine; "" where the user gave it."""
-    if overrides.channel_order and overrides.mean and overrides.std:
-        return ""
-    order = overrides.channel_order or preprocessing.channel_order
     by = {
         "cvnets": "ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB",
         "Hugging Face": "no preprocessor_config.json: as Apple's models; others: --channel-order RGB",
+        "timm": "no config.json: timm's for mobilevit; others: --channel-order BGR",
     }.get(naming, "no file says: --channel-order RGB")
-    return f"pixels 0 to 1, {order} (assumed: {by}; normalized: --mean, --std)"
+    texts, hints = [], []
+    if overrides.mean is None or overrides.std is None:
+        texts, hints = ["pixels 0 to 1"], ["normalized: --mean, --std"]
+    if overrides.channel_order is None and preprocessing.channel_order != GRAY:
+        texts, hints = [*texts, preprocessing.channel_order], [by, *hints]
+    return f"{', '.join(texts)} (assumed: {'; '.join(hints)})" if texts else ""

@@ -108,8 +108,8 @@ ACTIVATIONS = {"hard_swish": "hardswish"}  # of another name here
 
 def read(
     values: Mapping[str, Any], training: Mapping[str, Any], inferred: MobileViTConfig, source: str, **given: Any
-) -> tuple[MobileViTConfig, Preprocessing, tuple[str, ...]]:
-    """Configuration and preprocessing from a config.json and the arguments of train.py, and assumptions.
+) -> tuple[MobileViTConfig, Preprocessing]:
+    """Configuration and preprocessing from a config.json and the arguments of train.py.
 
     Either is {} where there is none. `given` are fields of the configuration in place of the files'. Raises
     CheckpointError, naming `source`, for fields and values that cannot be honoured.
@@ -136,13 +136,7 @@ def read(
             made = dataclasses.replace(made, problem_type=REGRESSION)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None
-    assumed: tuple[str, ...] = ()
-    if not values and not arguments:
-        assumed = (
-            "pixels 0 to 1, RGB, crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit; "
-            f"with ImageNet's: --mean {_text(IMAGENET_MEAN)} --std {_text(IMAGENET_STD)})",
-        )
-    return made, preprocessing, assumed
+    return made, preprocessing
 
 
 def _network(model_args: Mapping[str, Any], pool: object, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -215,7 +209,3 @@ def _preprocessing(
         fill=height != width and not stretched,
         rounding="even",
     )
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return " ".join(map(str, values))

@@ -35,9 +35,10 @@ PIXELS = {
     "others: --channel-order RGB; normalized: --mean, --std)",
     "cvnets": "pixels 0 to 1, BGR (assumed: ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB; "
     "normalized: --mean, --std)",
-    "timm": "pixels 0 to 1, RGB, crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit; "
-    "with ImageNet's: --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225)",
+    "timm": "pixels 0 to 1, RGB (assumed: no config.json: timm's for mobilevit; others: --channel-order BGR; "
+    "normalized: --mean, --std)",
 }
+TIMM_ASSUMED = ("crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)", PIXELS["timm"])
 TIMM_DEFAULT = Preprocessing(284, (256, 256), "RGB", "bicubic", rounding="even")
 
 
@@ -401,7 +402,7 @@ def test_features_of_timm(tmp_path: Path, classes: int, task: str | None) -> Non
     peer = timm_classifier("xxs", classes)
     torch.save(peer.state_dict(), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=task)
-    assert (checkpoint.task, checkpoint.expand, checkpoint.assumed) == (FEATURES, True, (PIXELS["timm"],))
+    assert (checkpoint.task, checkpoint.expand, checkpoint.assumed) == (FEATURES, True, TIMM_ASSUMED)
     assert checkpoint.preprocessing == TIMM_DEFAULT
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer.forward_features(images(1, 96, 128)), output.feature_map) > 100
@@ -571,7 +572,7 @@ def test_a_bare_timm_file_is_evaluated_as_timms_mobilevit(tmp_path: Path) -> Non
     assert checkpoint.preprocessing == TIMM_DEFAULT
     assert (expected["input_size"], expected["interpolation"]) == ((3, 256, 256), "bicubic")
     assert (expected["crop_pct"], expected["mean"], expected["std"]) == (0.9, (0.0,) * 3, (1.0,) * 3)
-    assert checkpoint.assumed == (PIXELS["timm"],)
+    assert checkpoint.assumed == TIMM_ASSUMED
 
 
 @pytest.mark.parametrize(
