@@ -32,9 +32,10 @@ class Fields:
         """
         patterns = [pattern for names in self.unused.values() for pattern in names.split()]
         for name, value in values.items():
-            if value is None or self.reads(name) or any(fnmatch.fnmatchcase(name, one) for one in patterns):
-                continue
             allowed = self.fixed.get(name)
+            is_unused = allowed is None and any(fnmatch.fnmatchcase(name, one) for one in patterns)
+            if value is None or self.reads(name) or is_unused:
+                continue
             if allowed is None:
                 raise CheckpointError(
                     f"{source}: {name}: expected a field that is known, got {value!r:.80}; remove it if inference does "

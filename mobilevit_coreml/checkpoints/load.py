@@ -309,9 +309,8 @@ def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: Checkp
         "Hugging Face": "no preprocessor_config.json: as Apple's models; others: --channel-order RGB",
         "timm": "no config.json: timm's for mobilevit; others: --channel-order BGR",
     }.get(naming, "no file says: --channel-order RGB")
-    texts, hints = [], []
-    if overrides.mean is None or overrides.std is None:
-        texts, hints = ["pixels 0 to 1"], ["normalized: --mean, --std"]
-    if overrides.channel_order is None and preprocessing.channel_order != GRAY:
-        texts, hints = [*texts, preprocessing.channel_order], [by, *hints]
+    normalized = overrides.mean is not None and overrides.std is not None
+    ordered = overrides.channel_order is not None or preprocessing.channel_order == GRAY
+    texts = [*([] if normalized else ["pixels 0 to 1"]), *([] if ordered else [preprocessing.channel_order])]
+    hints = ["no file says" if ordered else by, *([] if normalized else ["normalized: --mean, --std"])]
     return f"{', '.join(texts)} (assumed: {'; '.join(hints)})" if texts else ""
