@@ -153,12 +153,12 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_LABELS:
         raise LabelsError(f"{source}: expected 1 to {MAX_LABELS} class names, got {len(names)}; name every class")
     for index, name in enumerate(names):
-        visible = name.translate(_INVISIBLE) if isinstance(name, str) else ""
+        visible = name.strip().translate(_INVISIBLE) if isinstance(name, str) else ""
         if not visible.strip() or not visible.isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
     return tuple(str(name).strip() for name in names)
 
 
-# in ordinary names although not printable: joiners of Persian, Hindi and emoji, the space that does not break, and the
-# tags in flags of regions
-_INVISIBLE = dict.fromkeys((0x200C, 0x200D, 0x00A0, *range(0xE0020, 0xE0080)))
+# in ordinary names although not printable: joiners of Persian, Hindi and emoji, spaces that do not break, Japanese
+# spaces, and the tags in flags of regions
+_INVISIBLE = dict.fromkeys((0x200C, 0x200D, 0x00A0, 0x202F, 0x3000, *range(0xE0020, 0xE0080)))
