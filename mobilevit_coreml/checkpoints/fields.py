@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.preprocessing import MAX_SIDE, is_side
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Fields:
 
     def knows(self, name: str) -> bool:
         """True if a field is read, without effect, or of a fixed value."""
-        unused = (pattern for names in self.unused.values() for pattern in names.split())
-        return self.reads(name) or name in self.fixed or any(fnmatch.fnmatchcase(name, one) for one in unused)
+        patterns = (pattern for names in self.unused.values() for pattern in names.split())
+        return self.reads(name) or name in self.fixed or any(fnmatch.fnmatchcase(name, one) for one in patterns)
 
     def select(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         """The fields of a file that are read; null is as good as none.
@@ -35,21 +36,27 @@ class Fields:
         Raises CheckpointError, naming `source`, for a field that may change the result and is not read.
         """
         for name, value in values.items():
-            if value is None or self.reads(name):
+            allowed = self.fixed.get(name)
+            if value is None or (allowed is None and self.knows(name)):
                 continue
-            if name not in self.fixed:
-                if self.knows(name):
-                    continue
+            if allowed is None:
                 raise CheckpointError(
                     f"{source}: {name}: expected a field that is known, got {value!r:.80}; remove it if inference does "
                     "not depend on it"
                 )
-            if value not in self.fixed[name]:
-                expected = " or ".join(repr(one) for one in self.fixed[name])
+            if value not in allowed:
+                expected = " or ".join(repr(one) for one in allowed)
                 raise CheckpointError(
                     f"{source}: {name}: expected {expected}, got {value!r:.80}; other values cannot be converted"
                 )
         return {name: value for name, value in values.items() if self.reads(name) and value is not None}
+
+
+def mapping_of(value: object, name: str, source: str) -> Mapping[Any, Any]:
+    """An object of JSON; raises CheckpointError for anything else."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: {name}: expected names and values, got {value!r:.60}; check the file")
+    return value
 
 
 def number_of(value: object, name: str, source: str, low: float, high: float, usual: str) -> float:
@@ -62,8 +69,10 @@ def number_of(value: object, name: str, source: str, low: float, high: float, us
 def sides_of(value: object, name: str, source: str) -> tuple[int, int]:
     """(height, width) in pixels of one number, or two; raises CheckpointError for anything else."""
     sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
-        raise CheckpointError(f"{source}: {name}: expected pixels, got {value!r:.60}; 288 and 256 are usual")
+    if len(sides) != 2 or not all(is_side(side) for side in sides):
+        raise CheckpointError(
+            f"{source}: {name}: expected pixels, 1 to {MAX_SIDE}, got {value!r:.60}; 288 and 256 are usual"
+        )
     return sides
 
 
