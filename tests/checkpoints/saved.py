@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,7 @@ def pretrained(
     edit_pixels: Mapping[str, Any] | None = None,
     saving: Mapping[str, Any] | None = None,
     names: tuple[str, ...] | None = None,
-    options: Mapping[str, Any] | None = None,
+    backend: str = "torchvision",
     **config: Any,
 ) -> Saved:
     """`save_pretrained` of a model and of an image processor, their files edited afterwards.
@@ -133,10 +132,10 @@ def pretrained(
     given = {**sizes, "resample": 2} if pixels is None else pixels
     getattr(transformers, f"{processor}ImageProcessor")(**given).save_pretrained(directory)
     edit_json(directory / "preprocessor_config.json", edit_pixels or {})
-    made = transformers.AutoImageProcessor.from_pretrained(directory)
+    made = transformers.AutoImageProcessor.from_pretrained(directory, backend=backend)
     if names is None:
         names = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
-    return Saved(directory, transformers_answer(model, made), _kind_of(model), names, options or {})
+    return Saved(directory, transformers_answer(model, made), _kind_of(model), names)
 
 
 def _kind_of(model: Any) -> str:
@@ -515,11 +514,3 @@ def cvnets_training(
         given |= {"ema": averaged}
     answer = cvnets_answer(model, **(pixels or {}))
     return Saved(weights, answer, MASK if head == "segmentation" else PROBABILITIES, options=given)
-
-
-# Files that are refused
-
-
-def copied(saved: Saved, directory: Path) -> Path:
-    """The files of a saved checkpoint in another directory."""
-    return shutil.copytree(saved.weights, directory, dirs_exist_ok=True)

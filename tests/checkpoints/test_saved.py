@@ -40,6 +40,8 @@ HUGGING_FACE, TIMM, CVNETS = "Hugging Face", "timm", "cvnets"
 STRETCHED = {"size": {"height": SIDE, "width": SIDE}}
 CROPPED = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width": SIDE}}
 NORMALIZED = {"image_mean": list(IMAGENET["mean"]), "image_std": list(IMAGENET["std"])}
+# as in transformers 4; its torchvision pads by other halves of a pixel, and has fewer filters
+BY_PILLOW = "pil"
 EMOJI = ("apple 🍎", "family 👩‍👩‍👧", "می‌روم", "non breaking", "plain")
 
 
@@ -161,15 +163,22 @@ TRANSFORMERS: Mapping[str, Build] = {
     "do_resize false, larger than the image": partial(
         pretrained,
         pixels={"do_resize": False, "crop_size": {"height": 176, "width": 176}},
+        backend=BY_PILLOW,
         image_size=176,
     ),
     "shorter edge below the crop": partial(
         pretrained,
         pixels={"size": {"shortest_edge": 51}, "crop_size": {"height": 64, "width": 64}, "resample": 2},
+        backend=BY_PILLOW,
+    ),
+    "64x96 of the shorter edge": partial(
+        pretrained,
+        pixels={"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 96}, "resample": 2},
+        image_size=[64, 96],
     ),
     "resample lanczos": partial(pretrained, pixels={**CROPPED, "resample": 1}),
-    "resample box": partial(pretrained, pixels={**CROPPED, "resample": 4}),
-    "resample hamming": partial(pretrained, pixels={**CROPPED, "resample": 5}),
+    "resample box": partial(pretrained, pixels={**CROPPED, "resample": 4}, backend=BY_PILLOW),
+    "resample hamming": partial(pretrained, pixels={**CROPPED, "resample": 5}, backend=BY_PILLOW),
 }
 
 HUB: Mapping[str, Build] = {
@@ -578,7 +587,8 @@ def second_version_of_timm() -> Any:
 
 
 def mmpretrain() -> Any:
-    return {"state_dict": {"backbone.layers.0.0.expand_conv.conv.weight": torch.zeros(32, 16, 1, 1)}, "meta": {}}
+    keys = ("backbone.stem.conv.weight", "backbone.layers.2.1.local_rep.0.conv.weight", "head.fc.weight")
+    return {"state_dict": {key: torch.zeros(16, 16, 1, 1) for key in keys}, "meta": {}}
 
 
 def without_shard(directory: Path) -> Path:
