@@ -1,6 +1,5 @@
 """The framework's own answer: it agrees with good readings, and finds misreadings that everything else agrees with."""
 
-import dataclasses
 import importlib.util
 import logging
 import os
@@ -24,6 +23,7 @@ from mobilevit_coreml.prepare import make_record
 from mobilevit_coreml.validation import framework
 from mobilevit_coreml.validation.checks import Check
 from mobilevit_coreml.validation.framework import Reading, check_framework
+from mobilevit_coreml.validation.framework_worker import open_framework
 from mobilevit_coreml.validation.worker import in_this_process
 from tests.cache import once_per_run
 from tests.checkpoints import saved as s
@@ -65,7 +65,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return once_per_run(tmp_path_factory, "odd_photographs", s.save_photographs)
 
 
-opened = lru_cache(16)(framework.open_framework)  # a checkpoint is misread in several ways
+opened = lru_cache(16)(open_framework)  # a checkpoint is misread in several ways
 
 
 @pytest.fixture
@@ -240,12 +240,12 @@ def test_an_answer_that_does_not_come_is_not_run(checkpoint_of: Callable[[str], 
 def test_pixels_of_the_user_are_given_to_the_library(no_process: None, photographs: list[Path], tmp_path: Path) -> None:
     """The network, classes and outputs are compared all the same."""
     saved = s.pretrained(tmp_path)
-    given = {"mean": (0.5,), "std": (0.25,), "channel_order": "RGB"}
+    given: dict[str, Any] = {"mean": (0.5,), "std": (0.25,), "channel_order": "RGB"}
     check = check_framework(reading_of(saved.weights, **given), photographs)
     assert check.passed
     assert check.detail.endswith("on 2 images (pixels as read here)")
-    wrong = dataclasses.replace(MISREADINGS[1])
-    assert check_framework(reading_of(saved.weights, wrong.apply, **given), photographs).passed is False
+    sigmoid_for_softmax = MISREADINGS[1].apply
+    assert check_framework(reading_of(saved.weights, sigmoid_for_softmax, **given), photographs).passed is False
 
 
 def test_names_of_the_user_are_not_compared(no_process: None, photographs: list[Path], tmp_path: Path) -> None:
