@@ -68,5 +68,5 @@ def check_choice(
     name: str, value: object, choices: Collection[object], error: type[MobileViTError] = ConversionError
 ) -> None:
     """Raise `error` unless `value` is one of `choices`."""
-    if value not in choices:
+    if value not in tuple(choices):  # which takes values without a hash, too
         raise error(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r:.60}; choose one of these")

@@ -63,7 +63,7 @@ class Preprocessing:
             if isinstance(getattr(self, name), list):  # of JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         edges = self.resize if isinstance(self.resize, tuple) else () if self.resize is None else (self.resize,)
-        if len(self.crop) != 2 or len(edges) > 2 or not all(_is_side(side) for side in (*edges, *self.crop)):
+        if len(self.crop) != 2 or len(edges) > 2 or not all(is_side(side) for side in (*edges, *self.crop)):
             raise ConfigError(
                 f"preprocessing: expected sizes of 1 to {MAX_SIDE} pixels, got {(*edges, *self.crop)}; "
                 "288 and 256 are usual"
@@ -237,7 +237,8 @@ def check_normalization(mean: tuple[float, ...], std: tuple[float, ...], channel
             )
 
 
-def _is_side(value: object) -> bool:
+def is_side(value: object) -> bool:
+    """True for a number of pixels that an edge of an image can have."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIDE
 
 

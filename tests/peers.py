@@ -75,11 +75,11 @@ def _hugging_face_config(variant: str, **overrides: Any) -> Any:
     )
 
 
-def timm_classifier(variant: str, classes: int = 1000) -> Any:
+def timm_classifier(variant: str, classes: int = 1000, **options: Any) -> Any:
     """timm's classifier in eval mode, with random weights, statistics and affine terms; 0 classes pool only."""
     import timm
 
-    return randomize(timm.create_model(f"mobilevit_{variant}", num_classes=classes))
+    return randomize(timm.create_model(f"mobilevit_{variant}", num_classes=classes, **options))
 
 
 def cvnets_state(peer: nn.Module) -> dict[str, Tensor]:
@@ -189,9 +189,9 @@ def ours(
     return model.eval()
 
 
-def images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Pixels (B, 3, H, W) in 0..1."""
-    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+def images(batch: int, height: int, width: int, seed: int = 0, channels: int = 3) -> Tensor:
+    """Pixels (B, channels, H, W) in 0..1."""
+    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def snr(reference: Tensor, output: Tensor) -> float:

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,7 +30,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from mobilevit_coreml._coremltools import ct
-from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors
+from mobilevit_coreml.checkpoints import cvnets, timm
+from mobilevit_coreml.checkpoints.files import read_json_object, read_weights
+from mobilevit_coreml.checkpoints.hugging_face import read_config, read_preprocessor
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
@@ -40,7 +43,7 @@ from mobilevit_coreml.inference import check_images, read_record
 from mobilevit_coreml.inference import predict as answers
 from mobilevit_coreml.labels import read_labels
 from mobilevit_coreml.package.metadata import METADATA_PREFIX, PackageRecord
-from mobilevit_coreml.preprocessing import default_preprocessing, from_hugging_face, from_timm
+from mobilevit_coreml.preprocessing import default_preprocessing
 from mobilevit_coreml.reference.constants import evaluate_constexpr
 from mobilevit_coreml.reference.reader import MODEL_DIRECTORY
 
@@ -144,7 +147,7 @@ def test_spoilt_checkpoints(tmp_path: Path) -> None:
         for name, content in files.items():
             inside = content.startswith(b"PK") and seed % 2
             (tmp_path / name).write_bytes(spoilt_inside(content, seed) if inside else spoilt(content, seed))
-            survives(lambda name=name: read_tensors(tmp_path / name))  # type: ignore[misc]
+            survives(lambda name=name: read_weights(tmp_path / name))  # type: ignore[misc]
             assert not trap.exists(), (name, seed)
 
 
@@ -166,7 +169,7 @@ def test_safetensors_headers(tmp_path_factory: pytest.TempPathFactory, header: d
     text = json.dumps(header).encode()
     path = tmp_path_factory.getbasetemp() / "header.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    survives(lambda: read_tensors(path))
+    survives(lambda: read_weights(path))
 
 
 ENTRY = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
@@ -178,7 +181,7 @@ TWICE = f"{{{ENTRY}, {ENTRY}}}"
 def test_safetensors_headers_that_are_none(tmp_path: Path, header: str, claimed: int | None) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", claimed or len(header)) + header.encode() + bytes(4))
-    message = survives(lambda: read_tensors(path))
+    message = survives(lambda: read_weights(path))
     assert message or (header, claimed) == (TWICE, None)  # of two equal keys one may be taken
 
 
@@ -186,7 +189,7 @@ def test_tensors_that_are_larger_than_their_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"w": torch.zeros(1).expand(2**20, 2**12)}, path)
     with pytest.raises(CheckpointError, match="bytes of weights, got 17179869184; this is not a MobileViT"):
-        read_tensors(path)
+        read_weights(path)
     assert path.stat().st_size < 10_000
 
 
@@ -228,13 +231,27 @@ def test_weights_of_other_types_and_shapes(small_weights: dict[str, Path], tmp_p
 
 FIELDS = [field.name for field in dataclasses.fields(MobileViTConfig)] + ["num_labels", "model_type"]
 PIXELS = ["do_normalize", "do_center_crop", "crop_size", "do_resize", "size", "do_rescale", "rescale_factor"]
-PIXELS += ["resample", "do_flip_channel_order", "do_reduce_labels"]
-TIMM = ["mean", "std", "input_size", "crop_pct", "interpolation", "label_names", "pretrained_cfg"]
+PIXELS += ["resample", "do_flip_channel_order", "do_reduce_labels", "image_mean", "image_std", "image_processor_type"]
+TIMM = ["mean", "std", "input_size", "crop_pct", "crop_mode", "interpolation", "label_names", "pretrained_cfg"]
+TIMM += ["model_args", "global_pool", "architecture", "label_offset"]
+TRAINING = [*timm.TRAINING_ARGS.read.split(), "tta", "bn_eps"]
+SMALL = MobileViTConfig(image_size=64, id2label=("no", "yes"))
 DEFAULT = default_preprocessing(CLASSIFICATION, (64, 64), "BGR")
+
+
+def read_yaml(values: dict[str, Any]) -> object:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(values, file)  # JSON is YAML
+        file.flush()
+        return cvnets.read_config(Path(file.name), SMALL, DEFAULT, CLASSIFICATION, "config.yaml")
+
+
 READERS: dict[str, tuple[list[str], Callable[[dict[str, Any]], object]]] = {
     "config.json": (FIELDS, lambda values: read_config(values, "config.json")),
-    "preprocessor_config.json": (PIXELS, lambda values: from_hugging_face(values, DEFAULT, "preprocessor_config.json")),
-    "timm": (TIMM, lambda values: from_timm(values, DEFAULT, "config.json")),
+    "preprocessor_config.json": (PIXELS, lambda values: read_preprocessor(values, DEFAULT, "x")),
+    "timm": (TIMM, lambda values: timm.read(values, {}, SMALL, "config.json")),
+    "timm's arguments": (TRAINING, lambda values: timm.read({}, values, SMALL, "x.pth")),
+    "config.yaml": (["model", "common", "image_augmentation"], read_yaml),
 }
 
 
@@ -269,7 +286,8 @@ def test_labels_in_json(tmp_path_factory: pytest.TempPathFactory, values: Any) -
 
 def test_class_names_of_a_configuration_are_checked_as_any_others() -> None:
     assert read_config({"id2label": ["a", "b"]}, "x").id2label == ("a", "b")
-    for names in (["a", "b\nc"], ["a", "\ud800"], ["a", 1], ["a", []], []):
+    assert read_config({"id2label": ["a", 1]}, "x").id2label == ("a", "1")
+    for names in (["a", "b\nc"], ["a", "\ud800"], ["a", None], ["a", []], []):
         assert survives(lambda names=names: read_config({"id2label": names}, "x"))  # type: ignore[misc]
 
 
@@ -586,6 +604,7 @@ def test_records_that_contradict_the_program(copies: dict[str, Path], changes: d
 BOMBS = """
 import resource, sys
 from pathlib import Path
+from mobilevit_coreml.checkpoints.hugging_face import read_config, read_preprocessor
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import read_image

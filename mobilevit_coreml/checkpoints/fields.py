@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mobilevit_coreml.errors import CheckpointError
+from mobilevit_coreml.preprocessing import MAX_SIDE, is_side
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ class Fields:
         """
         patterns = [pattern for names in self.unused.values() for pattern in names.split()]
         for name, value in values.items():
-            if value is None or self.reads(name) or any(fnmatch.fnmatchcase(name, one) for one in patterns):
-                continue
             allowed = self.fixed.get(name)
+            is_unused = allowed is None and any(fnmatch.fnmatchcase(name, one) for one in patterns)
+            if value is None or self.reads(name) or is_unused:
+                continue
             if allowed is None:
                 raise CheckpointError(
                     f"{source}: {name}: expected a field that is known, got {value!r:.80}; remove it if inference does "
@@ -47,6 +49,13 @@ class Fields:
         return {name: value for name, value in values.items() if self.reads(name) and value is not None}
 
 
+def mapping_of(value: object, name: str, source: str) -> Mapping[Any, Any]:
+    """An object of JSON; raises CheckpointError for anything else."""
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{source}: {name}: expected names and values, got {value!r:.60}; check the file")
+    return value
+
+
 def number_of(value: object, name: str, source: str, low: float, high: float, usual: str) -> float:
     """A number from `low` to `high`; raises CheckpointError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -57,8 +66,10 @@ def number_of(value: object, name: str, source: str, low: float, high: float, us
 def sides_of(value: object, name: str, source: str) -> tuple[int, int]:
     """(height, width) in pixels of one number, or two; raises CheckpointError for anything else."""
     sides = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides):
-        raise CheckpointError(f"{source}: {name}: expected pixels, got {value!r:.60}; 288 and 256 are usual")
+    if len(sides) != 2 or not all(is_side(side) for side in sides):
+        raise CheckpointError(
+            f"{source}: {name}: expected pixels, 1 to {MAX_SIDE}, got {value!r:.60}; 288 and 256 are usual"
+        )
     return sides
 
 

@@ -24,26 +24,23 @@ MAX_WRAPPERS = 4  # nesting, such as {"state_dict": {"model": …}}
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net")
 # keys beside these, of exponential moving averages of the weights: timm, torchvision's references, cvnets, others
 AVERAGE_KEYS = ("state_dict_ema", "model_ema", "ema_model_state_dict", "ema_state_dict", "model_ema_state_dict", "ema")
+AVERAGE_NAME = re.compile(r"(^|[._])ema[._]")  # in keys of these where both are in one dictionary
 SHARD_INDEX = ".index.json"  # ends the name of a file that says which tensors are in which other files
 LFS_MAGIC = b"version https://git-lfs"
 ZIP_MAGIC = b"PK\x03\x04"
 
-_FROM_FRAMEWORK = "load it in the framework it comes from, and save the PyTorch model's state_dict()"
+_FROM_TENSORFLOW = "transformers 4 converts it: from_pretrained(…, from_tf=True).save_pretrained(…)"
 # Files of other formats by their first bytes, or the ends of their names: what each is, and what to do
-FOREIGN_STARTS = {
-    b"\x89HDF": (
-        "a Keras or TensorFlow file (HDF5)",
-        "from_pretrained(…, from_tf=True).save_pretrained(…) converts it",
-    ),
-    b"ZAPP": ("an ExecuTorch file", _FROM_FRAMEWORK),
-}
+FOREIGN_STARTS = {b"\x89HDF": ("a Keras or TensorFlow file (HDF5)", _FROM_TENSORFLOW)}
 FOREIGN_SUFFIXES = {
     ".onnx": ("an ONNX file", "give the PyTorch weights it was exported from"),
     ".tflite": ("a TensorFlow Lite file", "give the PyTorch weights"),
     ".pb": ("a TensorFlow file", "give the PyTorch weights"),
     ".keras": ("a Keras file", "give the PyTorch weights"),
-    ".h5": ("a Keras or TensorFlow file", "from_pretrained(…, from_tf=True).save_pretrained(…) converts it"),
-    ".msgpack": ("a Flax file", "from_pretrained(…, from_flax=True).save_pretrained(…) converts it"),
+    ".h5": ("a Keras or TensorFlow file", _FROM_TENSORFLOW),
+    ".msgpack": ("a Flax file", "give the PyTorch weights"),
+    ".npz": ("a NumPy archive", "give the PyTorch weights"),
+    ".pt2": ("an exported program", "give the weights: torch.export.load(FILE).state_dict"),
     ".mlpackage": ("a Core ML package", "give the PyTorch weights it was converted from"),
     ".mlmodel": ("a Core ML model", "give the PyTorch weights it was converted from"),
     ".pte": ("an ExecuTorch file", "give the PyTorch weights"),
@@ -68,15 +65,20 @@ def read_weights(path: Path) -> Saved:
     Raises CheckpointError for files that are unreadable, too large, git-LFS pointers, truncated, damaged or of another
     format, pickles that would run code, and files without a state dict.
     """
+    saved = _read(path)
+    if saved.averaged:
+        return saved
+    averaged = {key: tensor for key, tensor in saved.tensors.items() if AVERAGE_NAME.search(key)}
+    plain = {key: tensor for key, tensor in saved.tensors.items() if key not in averaged}
+    return saved._replace(tensors=plain, averaged=averaged)
+
+
+def _read(path: Path) -> Saved:
     if path.name.endswith(SHARD_INDEX):
-        parts = [read_weights(part) for part in shards(path)]
+        parts = [_read(part) for part in shards(path)]
         return Saved({key: tensor for part in parts for key, tensor in part.tensors.items()}, {}, {})
     head = _head(path)
-    foreign = FOREIGN_SUFFIXES.get(path.suffix.lower()) or next(
-        (entry for start, entry in FOREIGN_STARTS.items() if head.startswith(start)), None
-    )
-    if foreign is not None:
-        raise CheckpointError(f"{path}: expected PyTorch weights, got {foreign[0]}; {foreign[1]}")
+    refuse_foreign(path, head)
     if head.startswith(LFS_MAGIC):
         raise CheckpointError(
             f"{path}: expected weights, got a git-LFS pointer to them; fetch the file itself with `git lfs pull`"
@@ -85,6 +87,15 @@ def read_weights(path: Path) -> Saved:
         return Saved(_read_safetensors(path), {}, {})
     content = _read_pickle(path, is_zip=head.startswith(ZIP_MAGIC))
     return Saved(*_state_dicts(content, path), _arguments(content))
+
+
+def refuse_foreign(path: Path, head: bytes = b"") -> None:
+    """Raise CheckpointError for a file or directory of another format, by its name or first bytes."""
+    foreign = FOREIGN_SUFFIXES.get(path.suffix.lower()) or next(
+        (entry for start, entry in FOREIGN_STARTS.items() if head.startswith(start)), None
+    )
+    if foreign is not None:
+        raise CheckpointError(f"{path}: expected PyTorch weights, got {foreign[0]}; {foreign[1]}")
 
 
 def shards(index: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def _download(repo: str, revision: str | None) -> Path:
         weights = next((name for name in WEIGHT_FILES if name in files), None)
         if weights is None:
             raise CheckpointError(
-                f"weights {repo}: expected {' or '.join(WEIGHT_FILES)} on the hub, got neither; choose another"
+                f"weights {repo}: expected {' or '.join(WEIGHT_FILES)} on the hub, got none; choose another"
             )
         for name in CONFIG_FILES:
             if name in files:

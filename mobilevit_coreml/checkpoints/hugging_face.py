@@ -9,7 +9,7 @@ from mobilevit_coreml.checkpoints.naming import Naming
 from mobilevit_coreml.config import REGRESSION, SINGLE_LABEL, MobileViTConfig
 from mobilevit_coreml.errors import CheckpointError, ConfigError, LabelsError
 from mobilevit_coreml.labels import placeholder_labels
-from mobilevit_coreml.preprocessing import INTERPOLATIONS, MAX_SCALE, Preprocessing
+from mobilevit_coreml.preprocessing import GRAY, INTERPOLATIONS, MAX_SCALE, Preprocessing
 
 # transformers: MobileViTForImageClassification, MobileViTForSemanticSegmentation, MobileViTModel
 HUGGING_FACE = Naming(
@@ -91,7 +91,7 @@ _CROPPED = Processor(flips=False, normalizes=True, square=False, crops=True)
 PROCESSORS: Mapping[str, Processor] = {
     "MobileViT": _MOBILEVIT,
     "ViT": _STRETCHED,
-    "DeiT": _CROPPED,
+    "DeiT": _CROPPED._replace(square=True),
     "CLIP": _CROPPED,
     "Bit": _CROPPED,
     "MobileNetV1": _CROPPED,
@@ -100,12 +100,11 @@ PROCESSORS: Mapping[str, Processor] = {
 _KINDS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 PREPROCESSOR = Fields(
     read="image_processor_type feature_extractor_type do_resize size resample do_center_crop crop_size do_rescale "
-    "rescale_factor do_normalize image_mean image_std do_flip_channel_order do_reduce_labels",
+    "rescale_factor do_normalize image_mean image_std do_flip_channel_order do_reduce_labels default_to_square",
     unused={
         "Python objects": "processor_class return_tensors device disable_grouping _valid_processor_keys backend",
         "layout of arrays that are given in place of images": "data_format input_data_format",
         "colour images are given as RGB": "do_convert_rgb",
-        "meaning of a size, which its keys tell": "default_to_square",
         "without do_pad": "pad_size size_divisor",
         "metadata": "name_or_path _name_or_path transformers_version _processor_class",
     },
@@ -163,7 +162,8 @@ def read_preprocessor(
     mean, std = (
         numbers_of(fields[key], key, source) if key in fields else (0.5,) for key in ("image_mean", "image_std")
     )
-    if not processor.normalizes and ("image_mean" in fields or fields.get("do_normalize")):
+    is_default = {*mean, *std} == {0.5}  # which transformers 5 writes into each file
+    if not processor.normalizes and (fields.get("do_normalize") or not is_default):
         assumed.append(
             "pixels 0 to 1 (assumed: MobileViTImageProcessor does not normalize, whatever its file says; "
             f"if your training did: --mean {_numbers(mean)} --std {_numbers(std)})"
@@ -179,21 +179,22 @@ def read_preprocessor(
     if not names:
         raise CheckpointError(f"{source}: resample: expected 0 to 5 as in Pillow, got {resample!r:.60}; 2 is bilinear")
     order = default.channel_order
-    if order != "GRAY":
+    if order != GRAY:
         order = "BGR" if fields.get("do_flip_channel_order", processor.flips) else "RGB"
-    elif fields.get("do_flip_channel_order", False):
-        raise CheckpointError(f"{source}: do_flip_channel_order: expected false for one channel, got true")
-    preprocessing = dataclasses.replace(
-        default,
-        resize=resize,
-        crop=crop,
-        channel_order=order,
-        interpolation=names[0],
-        scale=float(scale),
-        mean=mean,
-        std=std,
-        reduce_labels=bool(fields.get("do_reduce_labels", default.reduce_labels)),
-    )
+    try:
+        preprocessing = dataclasses.replace(
+            default,
+            resize=resize,
+            crop=crop,
+            channel_order=order,
+            interpolation=names[0],
+            scale=float(scale),
+            mean=mean,
+            std=std,
+            reduce_labels=bool(fields.get("do_reduce_labels", default.reduce_labels)),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     left = [name for name in ("size", "resample") if name not in fields and fields.get("do_resize", True)]
     if left:
         assumed.append(
@@ -237,7 +238,7 @@ def _resize(fields: Mapping[str, Any], processor: Processor, source: str) -> Any
     size = fields["size"]
     if not isinstance(size, Mapping):
         edges = sides_of(size, "size", source)
-        return edges if processor.square or isinstance(size, list) else edges[0]
+        return edges if fields.get("default_to_square", processor.square) or isinstance(size, list) else edges[0]
     if set(size) == {"height", "width"}:
         return sides_of([size["height"], size["width"]], "size", source)
     if set(size) != {"shortest_edge"}:

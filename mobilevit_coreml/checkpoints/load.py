@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from mobilevit_coreml.checkpoints import cvnets, hugging_face, timm
-from mobilevit_coreml.checkpoints.files import FOREIGN_SUFFIXES, read_json_object, read_weights, sha256_of
+from mobilevit_coreml.checkpoints.files import (
+    FOREIGN_SUFFIXES,
+    read_json_object,
+    read_weights,
+    refuse_foreign,
+    sha256_of,
+)
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.naming import (
     LOSS,
@@ -148,6 +154,7 @@ def _from_hub(hub_id: str, task: Task | None, overrides: CheckpointOverrides) ->
 
 
 def _from_directory(directory: Path, name: str, task: Task | None, overrides: CheckpointOverrides) -> Checkpoint:
+    refuse_foreign(directory)
     preferred = [directory / file for file in WEIGHT_FILES if (directory / file).is_file()]
     others = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if (directory / "adapter_config.json").is_file() and not preferred:
@@ -176,14 +183,14 @@ def _from_file(
     """Checkpoint in a weights file; `files` are those of SETTINGS_FILES that are beside it."""
     saved = read_weights(path)
     notices = []
-    averaged = overrides.ema if saved.averaged and saved.tensors else bool(saved.averaged)
-    if overrides.ema and not saved.averaged and not any("ema" in key for key in saved.tensors):
-        raise CheckpointError(f"weights {name}: expected averaged weights (--ema), got none; leave the option out")
-    if saved.averaged and overrides.ema is None:
-        taken, other = ("averaged", "--no-ema the plain ones") if averaged else ("plain", "--ema the averaged ones")
-        notices.append(f"the file has plain and averaged weights (EMA): took the {taken}; {other}")
-    all_tensors = saved.averaged if averaged else saved.tensors
-    naming, tensors = recognize(all_tensors, NAMINGS, name, overrides.ema)
+    has = {True: saved.averaged, False: saved.tensors}
+    if overrides.ema is not None and not has[overrides.ema]:
+        option, wanted = ("--ema", "averaged") if overrides.ema else ("--no-ema", "plain")
+        raise CheckpointError(f"weights {name}: expected {wanted} weights ({option}), got none; leave the option out")
+    if saved.averaged and saved.tensors and overrides.ema is None:
+        notices.append("the file has plain and averaged weights (EMA): took the plain; --ema the averaged ones")
+    all_tensors = has[not saved.tensors if overrides.ema is None else overrides.ema]
+    naming, tensors = recognize(all_tensors, NAMINGS, name)
     left_out = [key for key in all_tensors if LOSS.fullmatch(key)]
     if left_out:
         notices.append(f"left out {', '.join(left_out[:3])}: of the loss")
@@ -210,7 +217,12 @@ def _from_file(
     preprocessing = default_preprocessing(trained, inferred.image_hw, order)
     assumed: tuple[str, ...] = ()
     if naming is timm.TIMM:
-        config, preprocessing, assumed = timm.read(settings, saved.arguments, inferred, name, **given)
+        config, preprocessing = timm.read(settings, saved.arguments, inferred, name, **given)
+        if not settings and not saved.arguments:
+            assumed = (
+                "crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)",
+                _assumed_pixels(preprocessing, naming.name, overrides),
+            )
     elif settings:
         config = hugging_face.read_config(settings, f"{name}: config.json", **given)
         preprocessing = preprocessing.with_crop(config.image_hw)
@@ -258,6 +270,11 @@ def _overridden(checkpoint: Checkpoint, overrides: CheckpointOverrides) -> Check
     preprocessing = checkpoint.preprocessing.with_crop(checkpoint.config.image_hw)
     preprocessing = dataclasses.replace(preprocessing, **overrides.preprocessing())
     config = checkpoint.config
+    if (preprocessing.channel_order == GRAY) != (config.num_channels == 1):
+        raise CheckpointError(
+            f"channel_order: expected that of {config.num_channels} channels, got {preprocessing.channel_order}; "
+            "leave it out"
+        )
     if overrides.labels is not None:
         labels = read_labels(overrides.labels)
         if len(labels) != config.num_labels:
@@ -287,11 +304,13 @@ def _assumed_network(config: MobileViTConfig, task: str, given: Mapping[str, Any
 
 def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: CheckpointOverrides) -> str:
     """What weights without a description of their images do not determine; "" where the user gave it."""
-    if overrides.channel_order and overrides.mean and overrides.std:
-        return ""
-    order = overrides.channel_order or preprocessing.channel_order
     by = {
         "cvnets": "ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB",
         "Hugging Face": "no preprocessor_config.json: as Apple's models; others: --channel-order RGB",
+        "timm": "no config.json: timm's for mobilevit; others: --channel-order BGR",
     }.get(naming, "no file says: --channel-order RGB")
-    return f"pixels 0 to 1, {order} (assumed: {by}; normalized: --mean, --std)"
+    normalized = overrides.mean is not None and overrides.std is not None
+    ordered = overrides.channel_order is not None or preprocessing.channel_order == GRAY
+    texts = [*([] if normalized else ["pixels 0 to 1"]), *([] if ordered else [preprocessing.channel_order])]
+    hints = ["no file says" if ordered else by, *([] if normalized else ["normalized: --mean, --std"])]
+    return f"{', '.join(texts)} (assumed: {'; '.join(hints)})" if texts else ""

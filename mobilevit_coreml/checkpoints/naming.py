@@ -15,7 +15,7 @@ from mobilevit_coreml.model import model_for
 
 MAX_LISTED_KEYS = 3  # of each kind in a message
 STEP_COUNTER = ".num_batches_tracked"  # of batch norm, not used in inference
-
+AVERAGE_COUNTER = "n_averaged"  # of torch's AveragedModel, not used in inference
 
 LOSS = re.compile(
     r"(.*\.)?(criterion|loss|loss_fn|loss_func|loss_function|ce_loss)\..*"
@@ -33,7 +33,7 @@ FOREIGN = (
         "give the weights of a MobileViT of the first version",
     ),
     (
-        re.compile(r"(.*\.)?layers\.\d\.\d\.expand_conv\.conv\.weight"),
+        re.compile(r"(.*\.)?layers\.\d\.\d\.local_rep\.\d\.conv\.weight"),
         "a MobileViT of mmpretrain",
         "give the weights in the names of transformers, timm or ml-cvnets",
     ),
@@ -76,12 +76,11 @@ class Naming:
 
 
 def recognize(
-    tensors: Mapping[str, Tensor], namings: Iterable[Naming], source: str, averaged: bool | None = None
+    tensors: Mapping[str, Tensor], namings: Iterable[Naming], source: str
 ) -> tuple[Naming, dict[str, Tensor]]:
     """The naming of the keys, and the tensors under its names: without wrappers' prefixes and what is not used.
 
-    Prefixes are any that all keys of a network have in common (`module.`, `backbone.net.`, …). Of two networks of
-    which one is called an average (`ema`), `averaged` takes that one.
+    Prefixes are any that all keys of a network have in common (`module.`, `backbone.net.`, …).
 
     Raises CheckpointError if no naming matches, for several networks in one file, and for other networks.
     """
@@ -93,10 +92,6 @@ def recognize(
     for naming in namings:
         marked = re.compile(rf"((?:.*?\.)??)(?:{re.escape(naming.optional_prefix)})?{re.escape(naming.marker)}")
         wrappers = sorted({match[1] for key in tensors if (match := marked.fullmatch(key))})
-        if len(wrappers) == 2 and sum("ema" in wrapper for wrapper in wrappers) == 1:
-            wrappers.sort(key=lambda wrapper: ("ema" in wrapper) != bool(averaged))
-            others = wrappers.pop()
-            tensors = {key: tensor for key, tensor in tensors.items() if not others or not key.startswith(others)}
         if len(wrappers) > 1:
             raise CheckpointError(
                 f"{source}: expected one network, got {len(wrappers)}, under {_listed(map(repr, wrappers), 4)}; "
@@ -106,7 +101,7 @@ def recognize(
             renamed = {
                 _canonical_key(key, wrappers[0], naming): tensor
                 for key, tensor in tensors.items()
-                if not LOSS.fullmatch(key)
+                if not LOSS.fullmatch(key) and key.rpartition(".")[2] != AVERAGE_COUNTER
             }
             used = {key: tensor for key, tensor in renamed.items() if not key.startswith(naming.unused)}
             return naming, used

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mobilevit_coreml.checkpoints.fields import Fields, number_of, numbers_of, sides_of
+from mobilevit_coreml.checkpoints.fields import Fields, mapping_of, number_of, numbers_of, sides_of
 from mobilevit_coreml.checkpoints.naming import Naming
 from mobilevit_coreml.config import REGRESSION, MobileViTConfig
 from mobilevit_coreml.errors import CheckpointError, ConfigError, check_choice
@@ -108,8 +108,8 @@ ACTIVATIONS = {"hard_swish": "hardswish"}  # of another name here
 
 def read(
     values: Mapping[str, Any], training: Mapping[str, Any], inferred: MobileViTConfig, source: str, **given: Any
-) -> tuple[MobileViTConfig, Preprocessing, tuple[str, ...]]:
-    """Configuration and preprocessing from a config.json and the arguments of train.py, and assumptions.
+) -> tuple[MobileViTConfig, Preprocessing]:
+    """Configuration and preprocessing from a config.json and the arguments of train.py.
 
     Either is {} where there is none. `given` are fields of the configuration in place of the files'. Raises
     CheckpointError, naming `source`, for fields and values that cannot be honoured.
@@ -123,40 +123,34 @@ def read(
     settings = PRETRAINED_CFG.select(settings, f"{source}: config.json")
     arguments = TRAINING_ARGS.select(training, f"{source}: args")
     _check_architecture(fields.get("architecture") or settings.get("architecture") or arguments.get("model"), source)
-    network = _network({**(fields.get("model_args") or {})}, fields.get("global_pool"), arguments, source)
+    model_args = mapping_of(fields.get("model_args") or {}, "model_args", source)
+    network = _network(model_args, fields.get("global_pool"), arguments, source)
     names = fields.get("label_names") or settings.get("label_names")
     if names is not None and "id2label" not in given:
-        by_index = names if isinstance(names, Mapping) else dict(enumerate(names))
-        network["id2label"] = labels_from_mapping(by_index, f"{source}: label_names")
-    preprocessing = _preprocessing({**(DEFAULTS if values else MOBILEVIT), **settings}, arguments, inferred, source)
+        by_index = dict(enumerate(names)) if isinstance(names, list) else names
+        network["id2label"] = labels_from_mapping(mapping_of(by_index, "label_names", source), f"{source}: label_names")
     try:
+        preprocessing = _preprocessing({**(DEFAULTS if values else MOBILEVIT), **settings}, arguments, inferred, source)
         made = dataclasses.replace(inferred, **{"image_size": preprocessing.crop, **network, **given})
         if made.num_labels == 1:
             made = dataclasses.replace(made, problem_type=REGRESSION)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None
-    assumed: tuple[str, ...] = ()
-    if not values and not arguments:
-        assumed = (
-            "pixels 0 to 1, RGB, crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit; "
-            f"with ImageNet's: --mean {_text(IMAGENET_MEAN)} --std {_text(IMAGENET_STD)})",
-        )
-    return made, preprocessing, assumed
+    return made, preprocessing
 
 
 def _network(model_args: Mapping[str, Any], pool: object, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Fields of the configuration from model_args, or train.py's arguments in place of these."""
-    kwargs = arguments.get("model_kwargs") or {}
-    where = f"{source}: model_args"
-    args = MODEL_ARGS.select({**model_args, **kwargs}, where)
+    kwargs = mapping_of(arguments.get("model_kwargs") or {}, "model_kwargs", source)
+    args = MODEL_ARGS.select({**model_args, **kwargs}, f"{source}: model_args")
     if arguments.get("gp"):
         args["global_pool"] = arguments["gp"]
     network: dict[str, Any] = {}
     if "act_layer" in args:
-        network["hidden_act"] = ACTIVATIONS.get(args["act_layer"], args["act_layer"])
+        network["hidden_act"] = ACTIVATIONS.get(str(args["act_layer"]), args["act_layer"])
     used = args.get("global_pool", "avg")
     for name, value in (("model_args: global_pool", used), ("config.json: global_pool", pool)):
-        if value is not None and value not in POOLS:
+        if value is not None and str(value) not in POOLS:
             raise CheckpointError(
                 f"{source}: {name}: expected {' or '.join(POOLS)}, got {value!r:.60}; no other can be converted"
             )
@@ -215,7 +209,3 @@ def _preprocessing(
         fill=height != width and not stretched,
         rounding="even",
     )
-
-
-def _text(values: tuple[float, ...]) -> str:
-    return " ".join(map(str, values))

@@ -94,6 +94,10 @@ def _by_index(values: Mapping[object, object], source: str) -> Mapping[object, o
     indices = set(map(str, range(len(values))))
     if not values or not all(isinstance(value, int) for value in values.values()):
         return values
+    if len(set(values.values())) < len(values):
+        raise LabelsError(
+            f"labels {source}: expected the indices 0 to {len(values) - 1}, got one twice; name each once"
+        )
     if set(values) == indices and any(str(value) != key for key, value in values.items()):
         raise LabelsError(
             f"labels {source}: expected names, got numbers for numbers, which may be read both ways; give a list of "
@@ -149,10 +153,12 @@ def _checked(names: Sequence[object], source: str) -> tuple[str, ...]:
     if not 1 <= len(names) <= MAX_LABELS:
         raise LabelsError(f"{source}: expected 1 to {MAX_LABELS} class names, got {len(names)}; name every class")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip() or not name.translate(_INVISIBLE).isprintable():
+        visible = name.strip().translate(_INVISIBLE) if isinstance(name, str) else ""
+        if not visible.strip() or not visible.isprintable():
             raise LabelsError(f"{source}: expected a name for class {index}, got {name!r:.60}; name every class")
     return tuple(str(name).strip() for name in names)
 
 
-# in ordinary names although not printable: joiners of Persian, Hindi and emoji, and the space that does not break
-_INVISIBLE = dict.fromkeys((0x200C, 0x200D, 0x00A0))
+# in ordinary names although not printable: joiners of Persian, Hindi and emoji, spaces that do not break, Japanese
+# spaces, and the tags in flags of regions
+_INVISIBLE = dict.fromkeys((0x200C, 0x200D, 0x00A0, 0x202F, 0x3000, *range(0xE0020, 0xE0080)))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mobilevit_coreml.checkpoints import files
-from mobilevit_coreml.checkpoints.files import read_json_object, read_tensors, sha256_of
+from mobilevit_coreml.checkpoints.files import read_json_object, read_weights, sha256_of
 from mobilevit_coreml.errors import CheckpointError
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
@@ -42,7 +42,7 @@ class Trap:
 def test_reads_torch_checkpoints_and_their_wrappers(tmp_path: Path, saved: object, zipped: bool) -> None:
     path = tmp_path / "model.pth"
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
-    tensors = read_tensors(path)
+    tensors = read_weights(path).tensors
     assert tensors.keys() == STATE.keys()
     assert all(torch.equal(tensors[key], STATE[key]) for key in STATE)
 
@@ -50,12 +50,12 @@ def test_reads_torch_checkpoints_and_their_wrappers(tmp_path: Path, saved: objec
 @pytest.mark.parametrize("name", ["model.safetensors", "weights.bin"])
 def test_reads_safetensors_whatever_they_are_called(tmp_path: Path, name: str) -> None:
     save_file(STATE, tmp_path / name)
-    assert torch.equal(read_tensors(tmp_path / name)["a.weight"], STATE["a.weight"])
+    assert torch.equal(read_weights(tmp_path / name).tensors["a.weight"], STATE["a.weight"])
 
 
 def message(path: Path) -> str:
     with pytest.raises(CheckpointError) as error:
-        read_tensors(path)
+        read_weights(path)
     text = str(error.value)
     assert "\n" not in text
     assert text.startswith(f"{path}: expected ")

@@ -29,6 +29,17 @@ from tests.peers import (
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What is said of images where no file does, by the code base of the weights
+PIXELS = {
+    "Hugging Face": "pixels 0 to 1, BGR (assumed: no preprocessor_config.json: as Apple's models; "
+    "others: --channel-order RGB; normalized: --mean, --std)",
+    "cvnets": "pixels 0 to 1, BGR (assumed: ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB; "
+    "normalized: --mean, --std)",
+    "timm": "pixels 0 to 1, RGB (assumed: no config.json: timm's for mobilevit; others: --channel-order BGR; "
+    "normalized: --mean, --std)",
+}
+TIMM_ASSUMED = ("crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)", PIXELS["timm"])
+TIMM_DEFAULT = Preprocessing(284, (256, 256), "RGB", "bicubic", rounding="even")
 
 
 def put_in_hub(cache: Path, repo: str, snapshot: Path, revision: str = "main") -> None:
@@ -81,7 +92,7 @@ def test_published_weights_come_from_the_cache(empty_hub: Path, xs_snapshot: Pat
     assert checkpoint.source.name == (weights if "/" in weights else "apple/mobilevit-x-small")
     assert checkpoint.source.revision == COMMIT
     assert checkpoint.source.sha256 == hashlib.sha256((xs_snapshot / "model.safetensors").read_bytes()).hexdigest()
-    assert (checkpoint.source.untrained, checkpoint.notice) == (False, None)
+    assert (checkpoint.source.untrained, checkpoint.notices) == (False, ())
     expected = hugging_face_classifier("xs")(images(1, 256, 256)).logits
     assert snr(expected, logits_of(checkpoint)) > 100
 
@@ -92,7 +103,8 @@ def test_published_segmenters_come_from_the_cache(empty_hub: Path, tmp_path: Pat
     put_in_hub(empty_hub, "apple/deeplabv3-mobilevit-xx-small", tmp_path / "model")
     checkpoint = load_checkpoint(weights, "xxs", SEGMENTATION)
     assert (checkpoint.source.name, checkpoint.source.revision) == ("apple/deeplabv3-mobilevit-xx-small", COMMIT)
-    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (SEGMENTATION, False, None)
+    assert (checkpoint.task, checkpoint.expand) == (SEGMENTATION, False)
+    assert (checkpoint.notices, checkpoint.assumed) == ((), ())
     assert checkpoint.config.id2label == voc_labels()
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
     assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
@@ -103,7 +115,7 @@ def test_published_features_are_the_classifiers(empty_hub: Path, xs_snapshot: Pa
     put_in_hub(empty_hub, "apple/mobilevit-x-small", xs_snapshot)
     checkpoint = load_checkpoint(weights, "xs", FEATURES)
     assert (checkpoint.source.name, checkpoint.source.revision) == ("apple/mobilevit-x-small", COMMIT)
-    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, True, None)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.notices) == (FEATURES, True, ())
     expected = hugging_face_classifier("xs").mobilevit(images(1, 96, 128)).pooler_output
     assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
 
@@ -130,8 +142,8 @@ def test_auto_without_hub_or_cache_is_untrained_and_says_so(empty_hub: Path) -> 
     checkpoint = load_checkpoint("auto", "xxs")
     assert checkpoint.source.untrained
     assert (checkpoint.source.name, checkpoint.source.seed, checkpoint.source.sha256) == ("untrained", 0, None)
-    assert checkpoint.notice is not None
-    assert checkpoint.notice.startswith("weights apple/mobilevit-xx-small: expected in the local cache or on the")
+    (notice,) = checkpoint.notices
+    assert notice.startswith("weights apple/mobilevit-xx-small: expected in the local cache or on the")
 
 
 def test_pretrained_without_hub_or_cache_is_an_error(empty_hub: Path) -> None:
@@ -178,7 +190,7 @@ def test_downloads_configuration_and_one_file_of_weights(
 def test_a_repository_without_weights(empty_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", Hub(["README.md"]))
     with pytest.raises(
-        CheckpointError, match="expected model.safetensors or pytorch_model.bin on the hub, got neither"
+        CheckpointError, match=r"expected model.safetensors or .* or pytorch_model.bin.index.json on the hub, got none"
     ):
         load_checkpoint("someone/model")
 
@@ -230,7 +242,7 @@ def test_untrained_weights_are_for_what_is_published(untrained: Checkpoint) -> N
     assert untrained.config == published_config("xxs", untrained.task)
     resize, crop = (544, (512, 512)) if is_segmenter else (288, (256, 256))
     assert untrained.preprocessing == Preprocessing(resize, crop, "BGR")
-    assert (untrained.source.untrained, untrained.notice) == (True, None)
+    assert (untrained.source.untrained, untrained.notices, untrained.assumed) == (True, (), ())
     assert untrained.state.keys() == untrained.model().state_dict().keys()
 
 
@@ -258,9 +270,10 @@ def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     assert (checkpoint.variant, checkpoint.config.num_labels) == ("xxs", 3)
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
-    assert checkpoint.notice == (
+    assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
-        "if that is wrong, give the directory"
+        "if that is wrong, give the directory",
+        PIXELS["Hugging Face"],
     )
     assert snr(peer(images(1, 256, 256)).logits, logits_of(checkpoint)) > 100
 
@@ -269,20 +282,21 @@ def test_a_thousand_classes_without_names_are_imagenets(tmp_path: Path) -> None:
     torch.save(hugging_face_classifier("xxs").state_dict(), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
     assert checkpoint.config.id2label[0] == "tench, Tinca tinca"
-    assert "output stride 32 and ImageNet's class names;" in (checkpoint.notice or "")
+    assert "output stride 32 and ImageNet's class names;" in checkpoint.assumed[0]
 
 
-@pytest.mark.parametrize("names", ["hugging face", "cvnets"])
-def test_bare_segmenter_next_to_nothing(tmp_path: Path, names: str) -> None:
+@pytest.mark.parametrize("naming", ["Hugging Face", "cvnets"])
+def test_bare_segmenter_next_to_nothing(tmp_path: Path, naming: str) -> None:
     peer = hugging_face_segmenter("xxs")
-    torch.save(peer.state_dict() if names == "hugging face" else cvnets_state(peer), tmp_path / "best.pth")
+    torch.save(peer.state_dict() if naming == "Hugging Face" else cvnets_state(peer), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
     assert (checkpoint.task, checkpoint.expand, checkpoint.variant) == (SEGMENTATION, False, "xxs")
-    assert checkpoint.config == published_config("xxs", SEGMENTATION)
+    assert checkpoint.config == dataclasses.replace(published_config("xxs", SEGMENTATION), image_size=(512, 512))
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
-    assert checkpoint.notice == (
-        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16 and PASCAL VOC's "
-        "class names; if that is wrong, give the directory"
+    assert checkpoint.assumed == (
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16, "
+        "atrous rates 6 12 18 and PASCAL VOC's class names; if that is wrong, give the directory",
+        PIXELS[naming],
     )
     assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
 
@@ -291,9 +305,10 @@ def test_a_segmenter_of_other_classes_has_nobodys_names(tmp_path: Path) -> None:
     torch.save(hugging_face_segmenter("xxs", classes=2).state_dict(), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1")
-    assert checkpoint.notice == (
-        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16; "
-        "if that is wrong, give the directory"
+    assert checkpoint.assumed == (
+        "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16, "
+        "atrous rates 6 12 18; if that is wrong, give the directory",
+        PIXELS["Hugging Face"],
     )
 
 
@@ -304,7 +319,7 @@ def test_directory_of_a_segmenter(tmp_path: Path, task: str | None) -> None:
         tmp_path, id2label=labels, output_stride=8, aspp_out_channels=48, atrous_rates=[2, 3, 5], image_size=512
     )
     checkpoint = load_checkpoint(str(tmp_path), task=task)
-    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (SEGMENTATION, False, None)
+    assert (checkpoint.task, checkpoint.expand, checkpoint.assumed) == (SEGMENTATION, False, ())
     assert checkpoint.config.id2label == ("nothing", "leaf", "stem")
     assert (checkpoint.config.output_stride, checkpoint.config.image_hw) == (8, (512, 512))
     assert (checkpoint.config.aspp_out_channels, checkpoint.config.atrous_rates) == (48, (2, 3, 5))
@@ -334,9 +349,10 @@ def test_features_of_a_segmenter_have_no_expansion(tmp_path: Path) -> None:
     assert (checkpoint.task, checkpoint.expand) == (FEATURES, False)
     assert (checkpoint.config.output_stride, checkpoint.config.image_hw) == (16, (512, 512))
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
-    assert checkpoint.notice == (
+    assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16; "
-        "if that is wrong, give the directory"
+        "if that is wrong, give the directory",
+        PIXELS["Hugging Face"],
     )
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer.mobilevit(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
@@ -350,9 +366,10 @@ def test_features_of_a_backbone(tmp_path: Path, expand: bool, task: str | None) 
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=task)
     assert (checkpoint.task, checkpoint.expand, checkpoint.variant) == (FEATURES, expand, "xxs")
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
-    assert checkpoint.notice == (
+    assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
-        "if that is wrong, give the directory"
+        "if that is wrong, give the directory",
+        PIXELS["Hugging Face"],
     )
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer(images(1, 96, 128)).last_hidden_state, output.feature_map) > 100
@@ -363,7 +380,8 @@ def test_directory_of_a_backbone(tmp_path: Path, expand: bool) -> None:
     peer = hugging_face_backbone("xxs", expand, image_size=192, output_stride=8)
     peer.save_pretrained(tmp_path)
     checkpoint = load_checkpoint(str(tmp_path))
-    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, expand, None)
+    assert (checkpoint.task, checkpoint.expand) == (FEATURES, expand)
+    assert checkpoint.assumed == (PIXELS["Hugging Face"],)
     assert checkpoint.preprocessing == Preprocessing(216, (192, 192), "BGR")
     output = output_of(checkpoint)
     assert snr(peer(images(1, 192, 192)).last_hidden_state, output.feature_map) > 100
@@ -374,7 +392,7 @@ def test_features_of_a_bare_classifier(tmp_path: Path) -> None:
     torch.save(cvnets_state(peer), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=FEATURES)
     assert (checkpoint.task, checkpoint.expand, checkpoint.source.naming) == (FEATURES, True, "cvnets")
-    assert "output stride 32; if" in (checkpoint.notice or "")  # features have no class names
+    assert "output stride 32; if" in checkpoint.assumed[0]  # features have no class names
     expected = peer.mobilevit(images(1, 96, 128)).pooler_output
     assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
 
@@ -384,8 +402,8 @@ def test_features_of_timm(tmp_path: Path, classes: int, task: str | None) -> Non
     peer = timm_classifier("xxs", classes)
     torch.save(peer.state_dict(), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=task)
-    assert (checkpoint.task, checkpoint.expand, checkpoint.notice) == (FEATURES, True, None)
-    assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "RGB")
+    assert (checkpoint.task, checkpoint.expand, checkpoint.assumed) == (FEATURES, True, TIMM_ASSUMED)
+    assert checkpoint.preprocessing == TIMM_DEFAULT
     output = output_of(at_size(checkpoint, 96, 128))
     assert snr(peer.forward_features(images(1, 96, 128)), output.feature_map) > 100
     assert snr(peer.forward_head(output.feature_map, pre_logits=True), output.pooled) > 100
@@ -480,11 +498,21 @@ def test_old_preprocessor_files_have_plain_numbers(xs_snapshot: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"do_normalize": True}, "do_normalize: expected false, got true"),
-        ({"crop_size": {"height": 256}}, "crop_size: expected pixels, 1 to 8192, got None"),
+        ({"crop_size": {"height": 256}}, "crop_size: expected pixels, 1 to 8192, got [256, None]"),
         ({"size": {"shortest_edge": "big"}}, "size.shortest_edge: expected pixels, 1 to 8192, got 'big'"),
+        ({"size": {"longest_edge": 256}}, "size: expected shortest_edge, or height and width, got longest_edge"),
+        ({"size": {"shortest_edge": 256, "longest_edge": 512}}, "size: expected shortest_edge, or height and width"),
+        ({"do_center_crop": False}, "do_center_crop: expected a crop, or a size of height and width, got"),
+        (
+            {"do_center_crop": False, "do_resize": False},
+            "do_center_crop: expected a crop, or a size of height and width, got images as large as they are; a",
+        ),
+        ({"do_pad": True}, "do_pad: expected False, got True; other values cannot be converted"),
+        ({"do_trim": True}, "do_trim: expected a field that is known, got True; remove it if inference does not"),
+        ({"image_processor_type": "SwinImageProcessor"}, "image_processor_type: expected the processor of MobileViT,"),
+        ({"image_mean": "x", "do_normalize": True}, "image_mean: expected a number for each channel, got 'x'"),
         ({"resample": 9}, "resample: expected 0 to 5 as in Pillow, got 9"),
-        ({"rescale_factor": -1}, "rescale_factor: expected a number above 0, at most 1000, got -1"),
+        ({"rescale_factor": -1}, "rescale_factor: expected a number, 1e-09 to 1000, got -1"),
     ],
 )
 def test_a_preprocessor_that_is_not_mobilevits(
@@ -497,44 +525,90 @@ def test_a_preprocessor_that_is_not_mobilevits(
     assert f"model: preprocessor_config.json: {message}" in str(error.value)
 
 
+def save_timm(directory: Path, settings: dict[str, Any], classes: int = 2, **config: Any) -> Any:
+    """A timm classifier with a config.json; `settings` is its pretrained_cfg."""
+    peer = timm_classifier("xxs", classes=classes)
+    torch.save(peer.state_dict(), directory / "pytorch_model.bin")
+    values = {"architecture": "mobilevit_xxs", "num_classes": classes, "pretrained_cfg": settings, **config}
+    (directory / "config.json").write_text(json.dumps(values))
+    return peer
+
+
 def test_timm_directory(tmp_path: Path) -> None:
-    peer = timm_classifier("xxs", classes=2)
-    torch.save(peer.state_dict(), tmp_path / "pytorch_model.bin")
     settings = {"mean": [0.0] * 3, "std": [1.0] * 3, "label_names": ["no", "yes"]}
-    config = {"architecture": "mobilevit_xxs", "num_classes": 2, "pretrained_cfg": settings}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    peer = save_timm(tmp_path, {**settings, "input_size": [3, 256, 256]})
     checkpoint = load_checkpoint(str(tmp_path))
     assert checkpoint.config.id2label == ("no", "yes")
-    assert checkpoint.preprocessing.channel_order == "RGB"
+    assert (checkpoint.preprocessing.channel_order, checkpoint.assumed) == ("RGB", ())
     assert snr(peer(images(1, 256, 256)), logits_of(checkpoint)) > 100
-    assert checkpoint.preprocessing.resize == 288
-    settings |= {"input_size": [3, 224, 192], "crop_pct": 0.9, "interpolation": "bicubic"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert checkpoint.preprocessing.resize == 292  # 256 / 0.875, PretrainedCfg's default
+    save_timm(tmp_path, {**settings, "input_size": [3, 224, 192], "crop_pct": 0.9, "interpolation": "bilinear"})
     checkpoint = load_checkpoint(str(tmp_path))
-    assert checkpoint.preprocessing == Preprocessing(213, (224, 192), "RGB", "bicubic", fill=True)
+    assert checkpoint.preprocessing == Preprocessing(
+        (248, 213), (224, 192), "RGB", mean=(0.0,) * 3, std=(1.0,) * 3, fill=True, rounding="even"
+    )
     assert checkpoint.config.image_hw == (224, 192)
 
 
+def test_what_timms_config_does_not_say_is_as_timm_takes_it(tmp_path: Path) -> None:
+    from timm.data import resolve_data_config
+
+    save_timm(tmp_path, {})
+    preprocessing = load_checkpoint(str(tmp_path)).preprocessing
+    expected = resolve_data_config({"interpolation": None})
+    assert preprocessing.crop == expected["input_size"][1:] == (224, 224)
+    assert (preprocessing.resize, expected["crop_pct"]) == (256, 0.875)
+    assert (preprocessing.mean, preprocessing.std) == (expected["mean"], expected["std"])
+    assert preprocessing.interpolation == expected["interpolation"]
+
+
+def test_a_bare_timm_file_is_evaluated_as_timms_mobilevit(tmp_path: Path) -> None:
+    from timm.data import resolve_model_data_config
+
+    peer = timm_classifier("xxs", classes=3)
+    torch.save(peer.state_dict(), tmp_path / "best.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "best.pth"))
+    expected = resolve_model_data_config(peer)
+    assert checkpoint.preprocessing == TIMM_DEFAULT
+    assert (expected["input_size"], expected["interpolation"]) == ((3, 256, 256), "bicubic")
+    assert (expected["crop_pct"], expected["mean"], expected["std"]) == (0.9, (0.0,) * 3, (1.0,) * 3)
+    assert checkpoint.assumed == TIMM_ASSUMED
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "config", "message"),
     [
-        ({"mean": [0.485, 0.456, 0.406]}, "mean: expected 0 for every channel, got [0.485, 0.456, 0.406]"),
-        ({"std": 0.5}, "std: expected 1 for every channel, got 0.5"),
-        ({"input_size": None}, "input_size: expected channels, height and width, got None"),
-        ({"crop_pct": 7}, "crop_pct: expected a share, 0.1 to 1, got 7"),
-        ({"interpolation": "random"}, "interpolation: expected one of nearest, lanczos, bilinear"),
+        ({"mean": [0.5, 0.5]}, {}, "mean: expected a number for each of 3 channels, at most 1000, got 0.5, 0.5"),
+        ({"std": 0}, {}, "std: expected a number above 0 for each of 3 channels, at most 1000, got 0"),
+        ({"std": "x"}, {}, "std: expected a number for each channel, got 'x'"),
+        ({"input_size": 256}, {}, "input_size: expected channels, height and width, got 256"),
+        ({"input_size": [1, 256, 256]}, {}, "input_size: expected 3 channels, as the first convolution has, got 1"),
+        ({"crop_pct": 7}, {}, "crop_pct: expected a number, 0.1 to 1, got 7"),
+        ({"crop_mode": "border"}, {}, "crop_mode: expected center or squash, got 'border'"),
+        ({"interpolation": "random"}, {}, "interpolation: expected one of nearest, lanczos, bilinear"),
+        ({"first_conv": "stem.proj"}, {}, "first_conv: expected 'stem.conv', got 'stem.proj'"),
+        ({"label_offset": 1}, {}, "label_offset: expected 0, got 1"),
+        ({"gamma": 2.2}, {}, "gamma: expected a field that is known, got 2.2"),
+        ({}, {"colour": "warm"}, "colour: expected a field that is known, got 'warm'"),
+        ({}, {"global_pool": "catavgmax"}, "global_pool: expected avg or fast or fastavg or max or fastmax, got 'cat"),
+        ({}, {"global_pool": "max"}, "global_pool: expected 'avg' as in model_args, by which timm builds the model,"),
+        ({}, {"model_args": {"stem_type": "7x7"}}, "model_args: stem_type: expected a field that is known, got '7x7'"),
+        ({}, {"model_args": {"output_stride": 16}}, "model_args: output_stride: expected 32, got 16"),
+        ({}, {"model_args": {"act_layer": "mish"}}, "hidden_act: expected one of silu, swish, relu"),
         (
+            {},
             {"architecture": "resnet50"},
             "architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, got resnet50",
         ),
     ],
 )
-def test_a_timm_config_that_is_not_mobilevits(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    torch.save(timm_classifier("xxs", classes=2).state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": None, **changes}))
-    with pytest.raises(CheckpointError) as error:
+def test_a_timm_config_that_cannot_be_honoured(
+    tmp_path: Path, settings: dict[str, Any], config: dict[str, Any], message: str
+) -> None:
+    save_timm(tmp_path, settings, **config)
+    with pytest.raises(MobileViTError) as error:
         load_checkpoint(str(tmp_path))
-    assert f"config.json: {message}" in str(error.value)
+    assert f": {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -546,8 +620,9 @@ def test_a_directory_must_leave_no_choice(tmp_path: Path, files: list[str], got:
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(str(tmp_path))
     assert str(error.value) == (
-        f"weights {tmp_path}: expected model.safetensors or pytorch_model.bin, or a single "
-        f".safetensors/.bin/.pt/.pth/.ckpt file, got {got}; name the file itself"
+        f"weights {tmp_path}: expected model.safetensors or model.safetensors.index.json or pytorch_model.bin "
+        f"or pytorch_model.bin.index.json, or a single .safetensors/.bin/.pt/.pth/.ckpt file, "
+        f"got {got}; name the file itself"
     )
 
 

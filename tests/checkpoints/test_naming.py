@@ -46,7 +46,7 @@ def test_cvnets_names_give_the_same_model(variant: str) -> None:
     assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module.", "a.b.c.", "backbone.net."])
 @pytest.mark.parametrize(
     ("peer", "naming"), [(hugging_face_classifier, HUGGING_FACE), (timm_classifier, TIMM)], ids=["hf", "timm"]
 )
@@ -125,8 +125,9 @@ def test_other_networks_are_not_taken_for_mobilevit() -> None:
     with pytest.raises(CheckpointError) as error:
         recognize(torch.nn.Linear(2, 3).state_dict(), NAMINGS, "here")
     assert str(error.value) == (
-        "here: expected the keys of a MobileViT, such as conv_stem.convolution.weight (Hugging Face), "
-        "conv_1.block.conv.weight (cvnets), stem.conv.weight (timm), got weight, bias; "
+        "here: expected the keys of a MobileViT, such as encoder.layer.0.layer.0.expand_1x1.convolution.weight "
+        "(Hugging Face), layer_1.0.block.exp_1x1.block.conv.weight (cvnets), stages.0.0.conv1_1x1.conv.weight (timm), "
+        "got weight, bias; "
         "check that these are the weights of a MobileViT v1"
     )
 
@@ -159,7 +160,7 @@ def test_keys_beside_the_network_are_unexpected() -> None:
         NAMINGS,
         "here",
     )
-    with pytest.raises(CheckpointError, match=r"got 1 unexpected: aux\.weight; check"):
+    with pytest.raises(CheckpointError, match=r"got 1 unexpected: aux\.weight; tensors that the network does not have"):
         remap_state_dict(tensors, naming, VARIANTS["xxs"], "here")
 
 
@@ -249,5 +250,7 @@ def test_features_pass_over_heads_and_over_nothing_else(
     assert state.keys() == parameter_shapes(config, FEATURES, expand).keys()
     assert all(key.startswith("backbone.") for key in state)
     tensors |= {"neck.weight": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"got 1 unexpected: neck\.weight; check"):
+    with pytest.raises(
+        CheckpointError, match=r"got 1 unexpected: neck\.weight; tensors that the network does not have"
+    ):
         remap_state_dict(tensors, naming, config, "here", FEATURES)

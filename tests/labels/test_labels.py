@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mobilevit_coreml.errors import LabelsError
+from mobilevit_coreml.checkpoints.hugging_face import read_config
+from mobilevit_coreml.errors import ConfigError, LabelsError
 from mobilevit_coreml.labels import imagenet_labels, read_labels, unique_labels, voc_colors, voc_labels
 
 
@@ -81,6 +82,68 @@ def test_reads_the_usual_files(tmp_path: Path, name: str, text: str) -> None:
     assert read_labels(tmp_path / name) == read_labels(str(tmp_path / name)) == ("cat", "dog, hound", "Äffchen")
 
 
+# A Persian and a Hindi word with joiners, French and Japanese spaces, a family, a flag of a region, a hand
+NAMES = (
+    "می\u200cروم",
+    "क्\u200dष",
+    "point\u00a0d'eau",
+    "\u9ed2\u3000\u732b",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+    "\U0001f44d\U0001f3fd\ufe0f",
+)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".json"])
+def test_names_of_all_scripts_and_emoji_are_names(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"labels{suffix}"
+    path.write_text("\n".join(NAMES) if suffix == ".txt" else json.dumps(NAMES), encoding="utf-8")
+    assert read_labels(path) == NAMES
+    assert read_config({"id2label": dict(enumerate(NAMES))}, "x").id2label == NAMES
+
+
+@pytest.mark.parametrize("name", ["\u200d", "\u00a0", " \u200c ", "\t", "", "a\u202eb", "a\u0000b", "a\nb", "a\x7f"])
+def test_names_that_nobody_can_see_are_none(name: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(json.dumps(["cat", name]))
+    with pytest.raises(LabelsError, match="expected a name for class 1, got "):
+        read_labels(tmp_path / "labels.json")
+    with pytest.raises(ConfigError, match=r"x: id2label: expected a name for class 1, got "):
+        read_config({"id2label": {0: "cat", 1: name}}, "x")
+
+
+@pytest.mark.parametrize("around", [" {} ", "\t{}", "{}\u00a0", "\u3000{}  "])
+def test_white_space_around_names_is_stripped(around: str, tmp_path: Path) -> None:
+    names = ["black cat", "dog"]
+    spaced = [around.format(name) for name in names]
+    (tmp_path / "labels.json").write_text(json.dumps(spaced))
+    (tmp_path / "labels.txt").write_text("\n".join(spaced), encoding="utf-8")
+    assert read_labels(tmp_path / "labels.json") == read_labels(tmp_path / "labels.txt") == tuple(names)
+    assert read_config({"id2label": dict(enumerate(spaced))}, "x").id2label == tuple(names)
+
+
+def test_the_key_of_id2label_is_the_index() -> None:
+    assert read_config({"id2label": {"0": 1, "1": 2, "2": 0}}, "x").id2label == ("1", "2", "0")
+    assert read_config({"id2label": {"1": "b", "0": "a"}, "label2id": {"b": 0, "a": 1}}, "x").id2label == ("a", "b")
+
+
+def test_numbers_for_numbers_in_a_file_may_be_read_both_ways(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text('{"0": 1, "1": 2, "2": 0}')
+    with pytest.raises(LabelsError, match="expected names, got numbers for numbers, which may be read both ways"):
+        read_labels(path)
+    path.write_text('{"id2label": {"0": 1, "1": 2, "2": 0}}')
+    assert read_labels(path) == ("1", "2", "0")
+    path.write_text('{"0": 0, "1": 1}')  # both ways are the same
+    assert read_labels(path) == ("0", "1")
+    path.write_text('{"7": 1, "3": 0}')  # no indices: names of digits
+    assert read_labels(path) == ("3", "7")
+
+
+def test_null_is_absent() -> None:
+    assert read_config({"id2label": None, "num_labels": 3}, "x").id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert read_config({"id2label": None, "num_labels": None, "problem_type": None}, "x").num_labels == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -94,6 +157,9 @@ def test_reads_the_usual_files(tmp_path: Path, name: str, text: str) -> None:
         ("a.json", b'{"0": "cat", "7": "dog"}', "expected the indices 0 to 1, got none for 1"),
         ("a.json", b'{"cat": 0, "dog": 0}', "expected the indices 0 to 1"),
         ("a.json", b'["cat", 5]', "expected a name for class 1, got 5"),
+        ("a.json", b'["cat", null]', "expected a name for class 1, got None"),
+        ("a.json", b'{"0": "cat", "1": null}', "expected a name for class 1, got None"),
+        ("a.json", b'{"cat": 0, "dog": 1, "cow": 1}', "expected the indices 0 to 2, got one twice; name each once"),
     ],
 )
 def test_says_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -7,12 +7,14 @@ and none for a mistake.
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.config import VARIANTS, AttentionImplementation, UnfoldImplementation
 from mobilevit_coreml.errors import ConfigError
 from mobilevit_coreml.model import ImageClassifier, fold_for_inference
@@ -170,6 +172,60 @@ def test_agrees_with_timm(variant: str) -> None:
     peer = timm_classifier(variant)
     pixels = images(2, 256, 256)
     assert snr(peer(pixels), ours(peer)(pixels).logits) > ENOUGH
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"act_layer": "relu"},
+        {"act_layer": "gelu"},
+        {"act_layer": "hard_swish"},
+        {"act_layer": "leaky_relu"},
+        {"act_layer": "swish"},
+        {"global_pool": "max"},
+        {"in_chans": 1},
+        {"act_layer": "relu6", "global_pool": "max", "in_chans": 1},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_timms_options_mean_what_they_mean_there(options: dict[str, Any], tmp_path: Path) -> None:
+    from timm.models import save_for_hf
+
+    peer = timm_classifier("xxs", classes=7, **options)
+    save_for_hf(peer, tmp_path)
+    model = load_checkpoint(tmp_path).model()
+    pixels = images(2, 256, 256, channels=options.get("in_chans", 3))
+    expected = peer(pixels)
+    assert snr(expected, model(pixels).logits) > ENOUGH
+    assert snr(expected, fold_for_inference(model)(pixels).logits) > ENOUGH
+    if "in_chans" not in options:  # the option is seen in the outputs
+        plain = ours(peer)
+        assert snr(expected, plain(pixels).logits) < 60 or options == {"act_layer": "swish"}
+
+
+SMALL = (28, 32, (28, 45), 8)  # at these the last maps have one cell, or few, and are enlarged to a patch
+
+
+@pytest.mark.parametrize("size", SMALL)
+@pytest.mark.parametrize(
+    ("attention", "unfold"), list(itertools.product(AttentionImplementation, UnfoldImplementation))
+)
+@torch.no_grad()
+def test_small_images_are_the_references(size: int | tuple[int, int], attention: str, unfold: str) -> None:
+    height, width = size if isinstance(size, tuple) else (size, size)
+    pixels = images(2, height, width)
+    peer = hugging_face_classifier("xxs")
+    assert snr(peer(pixels).logits, ours(peer, (height, width), attention, unfold)(pixels).logits) > ENOUGH
+    other = timm_classifier("xxs")
+    assert snr(other(pixels), ours(other, (height, width), attention, unfold)(pixels).logits) > ENOUGH
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@torch.no_grad()
+def test_other_channels_than_three_are_the_references(channels: int) -> None:
+    peer, pixels = hugging_face_classifier("xxs", num_channels=channels), images(2, 64, 64, channels=channels)
+    assert snr(peer(pixels).logits, ours(peer, 64)(pixels).logits) > ENOUGH
 
 
 @pytest.mark.parametrize("attention", AttentionImplementation)
