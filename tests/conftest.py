@@ -73,7 +73,7 @@ def validate_programs_once() -> None:
 
 @pytest.fixture(scope="session")
 def xs_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What transformers saves of an xs classifier with 1000 named classes: both configurations and model.safetensors."""
+    """What transformers saves of an xs classifier with 1000 named classes: both configurations, and its weights."""
     return once_per_run(tmp_path_factory, "xs_snapshot", save_xs_snapshot)
 
 

@@ -79,10 +79,7 @@ def test_compressions(tmp_path: Path, toml: str, compression: Compression, store
     assert (recipe.compression, recipe.stored) == (compression, stored)
 
 
-KEYS = (
-    "task, precision, attention, unfold, target, image_sizes, include_crop, output_type, output_size, output_dtype, "
-    "hidden_states, labels, channel_order, compression, name, package, variant, weights, gates, notes"
-)
+KEYS = ", ".join(field.name for field in dataclasses.fields(Recipe))
 
 
 @pytest.mark.parametrize(
