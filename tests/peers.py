@@ -1,7 +1,6 @@
 """Other people's MobileViT to compare with, and how to compare."""
 
 import dataclasses
-import sys
 from typing import Any
 
 import torch
@@ -13,27 +12,8 @@ from mobilevit_coreml.checkpoints.naming import has_expansion, infer_config, inf
 from mobilevit_coreml.checkpoints.timm import TIMM
 from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.model import model_for
+from mobilevit_coreml.validation.framework_worker import make_torchvision_importable
 
-
-def make_torchvision_importable() -> None:
-    """Let timm and transformers import torchvision where its native library does not fit torch's build.
-
-    PyPI's torchvision is linked against CUDA; beside a CPU build of torch its import fails for want
-    of two operators, which nothing here calls. Knowing their names is enough.
-    """
-    global _torchvision_library
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        _torchvision_library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            _torchvision_library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-
-
-_torchvision_library: torch.library.Library | None = None  # the definitions last as long as this does
 make_torchvision_importable()
 
 NAMINGS = (HUGGING_FACE, CVNETS, TIMM)

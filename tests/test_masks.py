@@ -25,7 +25,7 @@ from mobilevit_coreml.masks import (
     post_process_semantic_segmentation,
 )
 from mobilevit_coreml.preprocessing import Preprocessing
-from tests.peers import make_torchvision_importable
+from mobilevit_coreml.validation.framework_worker import make_torchvision_importable
 
 make_torchvision_importable()
 

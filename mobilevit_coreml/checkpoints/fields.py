@@ -25,16 +25,19 @@ class Fields:
         """True if a field is read."""
         return name in self.read.split()
 
+    def knows(self, name: str) -> bool:
+        """True if a field is read, without effect, or of a fixed value."""
+        patterns = (pattern for names in self.unused.values() for pattern in names.split())
+        return self.reads(name) or name in self.fixed or any(fnmatch.fnmatchcase(name, one) for one in patterns)
+
     def select(self, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         """The fields of a file that are read; null is as good as none.
 
         Raises CheckpointError, naming `source`, for a field that may change the result and is not read.
         """
-        patterns = [pattern for names in self.unused.values() for pattern in names.split()]
         for name, value in values.items():
             allowed = self.fixed.get(name)
-            is_unused = allowed is None and any(fnmatch.fnmatchcase(name, one) for one in patterns)
-            if value is None or self.reads(name) or is_unused:
+            if value is None or (allowed is None and self.knows(name)):
                 continue
             if allowed is None:
                 raise CheckpointError(

@@ -47,6 +47,22 @@ FOREIGN_SUFFIXES = {
 }
 
 
+class _Number:
+    """Stands in for a number of numpy, such as the best accuracy, which many scripts save beside the weights."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_NUMPY = [
+    type(name, (_Number,), {"__module__": module})
+    for module, name in (("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"))
+]
+
+
 class Saved(NamedTuple):
     """Content of a weights file: tensors by key, on the CPU, without wrapping dictionaries.
 
@@ -165,7 +181,8 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         if is_zip:
             _check_archive(path)
         # timm's training script saves its argparse.Namespace, which is plain data
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+        plain = [argparse.Namespace, *_NUMPY]
+        with torch.serialization.safe_globals(plain), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

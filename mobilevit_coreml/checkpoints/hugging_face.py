@@ -186,6 +186,7 @@ def read_preprocessor(
             default,
             resize=resize,
             crop=crop,
+            fill=default.fill and "size" not in fields,
             channel_order=order,
             interpolation=names[0],
             scale=float(scale),

@@ -116,7 +116,7 @@ def read(
     """
     config, settings = dict(values), values.get("pretrained_cfg")
     if not isinstance(settings, Mapping):  # before timm 0.9 there was one level
-        settings = {name: value for name, value in values.items() if PRETRAINED_CFG.reads(name)}
+        settings = {name: value for name, value in values.items() if PRETRAINED_CFG.knows(name)}
         config = {name: value for name, value in values.items() if name not in settings or CONFIG.reads(name)}
     config.pop("pretrained_cfg", None)
     fields = CONFIG.select(config, f"{source}: config.json")
@@ -130,7 +130,8 @@ def read(
         by_index = dict(enumerate(names)) if isinstance(names, list) else names
         network["id2label"] = labels_from_mapping(mapping_of(by_index, "label_names", source), f"{source}: label_names")
     try:
-        preprocessing = _preprocessing({**(DEFAULTS if values else MOBILEVIT), **settings}, arguments, inferred, source)
+        pixels = {**(DEFAULTS if values else MOBILEVIT), **settings}
+        preprocessing = _preprocessing(pixels, arguments, given.get("image_size"), inferred.num_channels, source)
         made = dataclasses.replace(inferred, **{"image_size": preprocessing.crop, **network, **given})
         if made.num_labels == 1:
             made = dataclasses.replace(made, problem_type=REGRESSION)
@@ -172,15 +173,16 @@ def _check_architecture(name: object, source: str) -> None:
 
 
 def _preprocessing(
-    settings: dict[str, Any], arguments: Mapping[str, Any], inferred: MobileViTConfig, source: str
+    settings: dict[str, Any], arguments: Mapping[str, Any], given: tuple[int, int] | None, channels: int, source: str
 ) -> Preprocessing:
-    """timm's evaluation, by resolve_data_config and transforms_imagenet_eval."""
-    channels = inferred.num_channels
+    """timm's evaluation, by resolve_data_config and transforms_imagenet_eval; of the `given` size, if there is one."""
     for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std", "input_size"):
         if arguments.get(name):
             settings[name] = arguments[name]
     if arguments.get("img_size"):
         settings["input_size"] = [channels, arguments["img_size"], arguments["img_size"]]
+    if given is not None:
+        settings["input_size"] = [channels, *given]
     size = settings["input_size"]
     if not isinstance(size, list | tuple) or len(size) != 3:
         raise CheckpointError(f"{source}: input_size: expected channels, height and width, got {size!r:.60}")
