@@ -1,12 +1,13 @@
 """Recipes: the shipped ones are right, and every mistake in one is a line that names it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
 from mobilevit_coreml.metrics import BOUNDS
-from mobilevit_coreml.release.recipe import GATES, MAX_RECIPE, RecipeError, load_recipe, load_recipes
+from mobilevit_coreml.release.recipe import GATES, MAX_RECIPE, Recipe, RecipeError, load_recipe, load_recipes
 
 RIGHT = """
 name = "mine"
