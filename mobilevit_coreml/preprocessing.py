@@ -199,9 +199,12 @@ class Preprocessing:
             resized = self.resize[1], self.resize[0]
         elif self.fill:
             height, width = self.resize if isinstance(self.resize, tuple) else self._filled
-            scale = max(Fraction(width, size[0]), Fraction(height, size[1]))  # fractions keep the limiting side exact
-            whole = round if self.rounding == "even" else int
-            resized = whole(size[0] * scale), whole(size[1] * scale)
+            if self.rounding == "even":  # timm's ResizeKeepRatio, whose quotients are floating-point numbers
+                ratio = min(size[1] / height, size[0] / width)
+                resized = round(size[0] / ratio), round(size[1] / ratio)
+            else:
+                scale = max(Fraction(width, size[0]), Fraction(height, size[1]))  # keeps the limiting side exact
+                resized = int(size[0] * scale), int(size[1] * scale)
         else:
             assert isinstance(self.resize, int)
             short, long = sorted(size)

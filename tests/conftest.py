@@ -1,6 +1,7 @@
 """Fixtures more than one module needs. Everything is made here; nothing is fetched."""
 
 import gc
+import json
 import os
 import sys
 
@@ -72,13 +73,15 @@ def validate_programs_once() -> None:
 
 @pytest.fixture(scope="session")
 def xs_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What transformers saves of an xs classifier with 1000 named classes: config.json and model.safetensors."""
+    """What transformers saves of an xs classifier with 1000 named classes: both configurations, and its weights."""
     return once_per_run(tmp_path_factory, "xs_snapshot", save_xs_snapshot)
 
 
 def save_xs_snapshot(directory: Path) -> Path:
     names = {index: f"class {index}" for index in range(1000)}
     hugging_face_classifier("xs", id2label=names).save_pretrained(directory)
+    pixels = {"size": {"shortest_edge": 288}, "crop_size": {"height": 256, "width": 256}, "resample": 2}
+    (directory / "preprocessor_config.json").write_text(json.dumps({**pixels, "do_flip_channel_order": True}))
     return directory
 
 

@@ -269,7 +269,7 @@ REFUSED = [
     ({"output_type": "mask"}, "output_type: expected one of labels, logits, probabilities, image, "),
     ({"output_size": "512"}, "output_size: expected one of image, network, got '512'; choose one"),
     ({"output_dtype": "int8"}, "output_dtype: expected one of float32, float16, got 'int8'; choose"),
-    ({"output_type": "labels"}, "output_type: expected segmentation, got classification; leave it out"),
+    ({"output_type": "labels"}, "output_type: expected logits or probabilities of a classifier, got labels; drop it"),
     ({"task": "segmentation", "output_dtype": "float16"}, "output_dtype: expected features, logits or probabilities, "),
     ({"task": "segmentation", "hidden_states": True}, "hidden_states: expected features, got segmentation; leave"),
     ({"task": "features", "output_size": "network"}, "output_size: expected segmentation, got features; leave it"),
@@ -286,7 +286,7 @@ REFUSED = [
         "image size: expected attention to take at most 5 GB, got 275 GB for 4096x4096 pixels; choose",
     ),
     ({"image_sizes": [(64, 64), (64, 64)]}, "image_sizes: expected each size once, got one twice"),
-    ({"image_sizes": [(64, 64), (8, 64)]}, "image_size: expected an int or (height, width), each 32 to"),
+    ({"image_sizes": [(64, 64), (7, 64)]}, "image_size: expected an int or (height, width), each 8 to"),
     ({"task": "features", "labels": "../names.txt"}, "labels: expected none, since features have no classes; leave"),
 ]
 

@@ -57,7 +57,7 @@ def test_compression_and_its_name(compression: Any, expected: object, name: str)
         ),
         (
             lambda: ConversionOptions(task="classification", output_type="labels"),
-            "output_type: expected segmentation, got classification; leave it out",
+            "output_type: expected logits or probabilities of a classifier, got labels; drop it",
         ),
         (
             lambda: ConversionOptions(task="segmentation", output_dtype="float16"),
@@ -106,7 +106,7 @@ def test_the_least_target(options: dict[str, Any], target: str, what: str | None
 
 def test_options_of_another_task_than_the_weights_have() -> None:
     features = load_checkpoint("untrained", "xxs", "features")
-    with pytest.raises(ConversionError, match="output_type: expected segmentation, got features; leave it out"):
+    with pytest.raises(ConversionError, match="output_type: expected classes, got features; leave it out"):
         make_record(features, ConversionOptions(output_type="logits"))
     assert make_record(features, ConversionOptions(hidden_states=True))[0].outputs.hidden_states == 5
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mobilevit_coreml.checkpoints.files import SHARD_INDEX, read_json_object
 from mobilevit_coreml.config import Task
 from mobilevit_coreml.errors import CheckpointError, os_error_text
 
@@ -60,6 +59,8 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    from mobilevit_coreml.checkpoints.files import SHARD_INDEX, read_json_object
 
     try:
         # before hf_hub_download, which retries for half a minute without a network

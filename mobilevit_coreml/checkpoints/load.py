@@ -133,13 +133,14 @@ def _published(weights: str, variant: str, task: Task, overrides: CheckpointOver
             if weights == PRETRAINED:
                 raise
             notices = (str(error),)
-    config = dataclasses.replace(published_config(variant, task), **overrides.config())
+    published = published_config(variant, task)
+    config = dataclasses.replace(published, **overrides.config())
     checkpoint = Checkpoint(
         task,
         task != Task.SEGMENTATION,
         config,
-        untrained_state(config, SEED, task),
-        default_preprocessing(task, config.image_hw, hugging_face.HUGGING_FACE.channel_order),
+        untrained_state(published, SEED, task),  # the same weights at every size
+        default_preprocessing(task, published.image_hw, hugging_face.HUGGING_FACE.channel_order),
         WeightsSource(UNTRAINED, "mobilevit_coreml", seed=SEED),
         notices=notices,
     )

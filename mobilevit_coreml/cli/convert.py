@@ -14,7 +14,6 @@ from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize,
 from mobilevit_coreml.config import ACTIVATIONS, CLASSIFICATION, SEGMENTATION, VARIANTS, Task, UnfoldImplementation
 from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
-from mobilevit_coreml.metrics import verdict_text
 from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
@@ -313,6 +312,8 @@ def _verified(conversion: Conversion) -> list[str]:
 
 
 def _framework(conversion: Conversion) -> list[str]:
+    from mobilevit_coreml.metrics import verdict_text
+
     check = conversion.framework
     return [] if check is None else [f"{verdict_text(check.passed)}: {check.detail}"]
 

@@ -191,6 +191,7 @@ def test_classes_without_names_are_pointed_out(small: list[str], capsys: pytest.
     assert capsys.readouterr().err == (
         "note: no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
         "if that is wrong, give the directory\n"
+        "note: pixels 0 to 1, BGR (assumed: no file says: --channel-order RGB; normalized: --mean, --std)\n"
         "note: the checkpoint names no classes: they are called LABEL_0 to LABEL_1; give --labels\n"
     )
 
@@ -261,7 +262,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (
             ["--variant", "xxs", "--weights", "untrained", "--image-size", "64x99999"],
-            "each 32 to 4096, got (64, 99999)",
+            "each 8 to 4096, got (64, 99999)",
         ),
         ([], "--weights auto: expected a --variant with it (xxs, xs, s), got none; add one"),
         (["--weights", "none.pth"], "weights none.pth: expected a file, a directory, a hub id (owner/name) or one of"),
@@ -355,8 +356,7 @@ def test_unwritable_place(fine_tuned: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("classes", "channels", "message"),
     [
-        (1, 3, "classes: expected at least 2 to choose among, got 1; give the head"),
-        (2, 4, "num_channels: expected 3, as an image input has, got 4"),
+        (2, 4, "num_channels: expected 1 or 3, as an image input has, got 4"),
     ],
 )
 def test_networks_that_make_no_image_classifier(
