@@ -7,7 +7,7 @@ from typing import Any
 
 from mobilevit_coreml.checkpoints.fields import Fields, mapping_of, number_of, numbers_of, sides_of
 from mobilevit_coreml.checkpoints.naming import Naming
-from mobilevit_coreml.config import REGRESSION, MobileViTConfig
+from mobilevit_coreml.config import REGRESSION, SINGLE_LABEL, MobileViTConfig
 from mobilevit_coreml.errors import CheckpointError, ConfigError, check_choice
 from mobilevit_coreml.labels import labels_from_mapping
 from mobilevit_coreml.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocessing
@@ -46,13 +46,15 @@ TIMM = Naming(
 _ORIGIN = "origin of the weights"
 _DESCRIPTION = "description"
 CONFIG = Fields(
-    read="architecture num_classes global_pool model_args label_names",
+    read="architecture num_classes global_pool model_args label_names problem_type",
     unused={
         "follows from the weights": "num_features",
         _DESCRIPTION: "label_descriptions license description origin_url paper_name paper_ids notes",
         _ORIGIN: "url file hf_hub_id hf_hub_filename source tag",
-        "transformers' description of the file": "model_type transformers_version torch_dtype dtype",
+        "transformers' description of the file": "model_type architectures transformers_version torch_dtype dtype",
+        "for training only": "initializer_range",
     },
+    fixed={"do_pooling": (True,)},
 )
 PRETRAINED_CFG = Fields(
     read="input_size interpolation crop_pct crop_mode mean std num_classes label_names architecture",
@@ -132,9 +134,9 @@ def read(
     try:
         pixels = {**(DEFAULTS if values else MOBILEVIT), **settings}
         preprocessing = _preprocessing(pixels, arguments, given.get("image_size"), inferred.num_channels, source)
-        made = dataclasses.replace(inferred, **{"image_size": preprocessing.crop, **network, **given})
-        if made.num_labels == 1:
-            made = dataclasses.replace(made, problem_type=REGRESSION)
+        kind = fields.get("problem_type", REGRESSION if inferred.num_labels == 1 else SINGLE_LABEL)
+        network = {"image_size": preprocessing.crop, "problem_type": kind, **network, **given}
+        made = dataclasses.replace(inferred, **network)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None
     return made, preprocessing
@@ -179,7 +181,7 @@ def _preprocessing(
     for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std", "input_size"):
         if arguments.get(name):
             settings[name] = arguments[name]
-    if arguments.get("img_size"):
+    if arguments.get("img_size") and not arguments.get("input_size"):
         settings["input_size"] = [channels, arguments["img_size"], arguments["img_size"]]
     if given is not None:
         settings["input_size"] = [channels, *given]

@@ -42,8 +42,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ClassifierOutput:
         features = self.backbone(pixels)
-        pool = features.feature_map.mean if self.config.global_pool == "avg" else features.feature_map.amax
-        pooled = pool((2, 3))  # B C
+        pooled = _pool(features.feature_map, self.config)
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else classification_loss(logits, labels)
         return ClassifierOutput(logits, pooled, features.hidden_states, loss)
@@ -95,8 +94,8 @@ class FeatureExtractorOutput(NamedTuple):
 class FeatureExtractor(nn.Module):
     """MobileViT without a head.
 
-    pixels: (B, num_channels, H, W), 0 to 1, (H, W) equal to config.image_size. `pooled` is the mean of
-    the feature map, which has neck_hidden_sizes[6] channels, or [5] without the final expansion.
+    pixels: (B, num_channels, H, W), 0 to 1, (H, W) equal to config.image_size. `pooled` is the mean,
+    or the maximum, of the feature map, which has neck_hidden_sizes[6] channels, or [5] without the final expansion.
     """
 
     def __init__(
@@ -113,7 +112,12 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, pixels: Tensor) -> FeatureExtractorOutput:
         features = self.backbone(pixels)
-        return FeatureExtractorOutput(features.feature_map.mean((2, 3)), features.feature_map, features.hidden_states)
+        pooled = _pool(features.feature_map, self.config)
+        return FeatureExtractorOutput(pooled, features.feature_map, features.hidden_states)
+
+
+def _pool(feature_map: Tensor, config: MobileViTConfig) -> Tensor:
+    return (feature_map.mean if config.global_pool == "avg" else feature_map.amax)((2, 3))  # B C
 
 
 Model = ImageClassifier | SemanticSegmenter | FeatureExtractor

@@ -81,7 +81,7 @@ def output_descriptions(task: str, outputs: OutputOptions) -> Mapping[str, str]:
         }[outputs.type]
     stages = range(1, outputs.hidden_states + 1)
     return {
-        POOLED: "The feature map's mean, one value a channel: 1, channels",
+        POOLED: "The feature map pooled to one value a channel: 1, channels",
         FEATURE_MAP: "The last map: 1, channels, rows, columns",
         **{f"stage{number}": f"Map of stage {number}: 1, channels, rows, columns" for number in stages},
     }

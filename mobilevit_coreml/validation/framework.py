@@ -72,9 +72,9 @@ def check_framework(
 ) -> Check:
     """Compare a reading with its library's answers, or with `expected` ones, on a few image files.
 
-    `images` are files, by default synthetic ones. `expected` is a .npz file of published outputs: `images`, the names
-    of files, and one of probabilities, values (N, K), masks (N, H, W) or pooled (N, C). NOT_RUN, which is `passed`
-    None, where the library is not installed or does not load the checkpoint itself.
+    `images` are files, to which two synthetic ones are added. `expected` is a .npz file of published outputs:
+    `images`, the names of files, and one of probabilities, values (N, K), masks (N, H, W) or pooled (N, C). NOT_RUN,
+    which is `passed` None, where the library is not installed or does not load the checkpoint itself.
 
     Raises InputError for an `expected` that cannot be read.
     """
@@ -129,14 +129,14 @@ def _as_read(reading: Reading) -> bool:
 
 @contextlib.contextmanager
 def _image_files(images: Sequence[Path], preprocessing: Preprocessing) -> Iterator[list[Path]]:
-    """Some of the images, or files of synthetic ones that are larger than the input, upright and lying."""
-    if images:
-        yield list(images[:MAX_IMAGES])
-        return
+    """Some of the images, and files of two synthetic ones that are larger than the input, one upright, one lying.
+
+    Square or gray photographs alone would agree whatever is done to edges and channels.
+    """
     height, width = preprocessing.input_size
     sizes = ((height * 5 // 4 + 3, width * 3 // 2 + 2), (height * 7 // 4 + 1, width * 4 // 3 + 5))
     with tempfile.TemporaryDirectory(prefix="mobilevit-framework-") as directory:
-        files = []
+        files = list(images[:MAX_IMAGES])
         for index, size in enumerate(sizes):
             files.append(Path(directory, f"{index}.png"))
             synthetic_images(*size, count=index + 1)[index].save(files[-1])

@@ -46,7 +46,7 @@ def open_framework(naming: str, weights: str, task: str, variant: str, ema: bool
     make_torchvision_importable()
     with _quietly():
         if naming == "timm":
-            return {"run": _timm(Path(weights), variant, ema, classes)}
+            return {"run": _timm(Path(weights), task, variant, ema, classes)}
         return {"run": _transformers(Path(weights).parent, task)}
 
 
@@ -104,8 +104,10 @@ def _transformers(directory: Path, task: str) -> Callable[[Any], FrameworkAnswer
     model.eval()
     processor = None
     if (directory / "preprocessor_config.json").is_file():
+        # Pillow's: torchvision's lack some filters, and pad small images by the other half of a pixel
+        by_pillow: dict[str, Any] = {"backend": "pil"} if int(transformers.__version__[0]) > 4 else {"use_fast": False}
         processor = transformers.AutoImageProcessor.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
+            directory, local_files_only=True, trust_remote_code=False, **by_pillow
         )
     config = model.config
     names = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if task != "features" else ()
@@ -135,7 +137,7 @@ def _transformers(directory: Path, task: str) -> Callable[[Any], FrameworkAnswer
     return run
 
 
-def _timm(weights: Path, variant: str, ema: bool, classes: int) -> Callable[[Any], FrameworkAnswer]:
+def _timm(weights: Path, task: str, variant: str, ema: bool, classes: int) -> Callable[[Any], FrameworkAnswer]:
     """The model and evaluation transform of a directory for the hub, of a training's checkpoint, or of bare weights."""
     import timm
     from timm.data import create_transform, resolve_data_config
@@ -151,8 +153,9 @@ def _timm(weights: Path, variant: str, ema: bool, classes: int) -> Callable[[Any
         options = {"global_pool": arguments.get("gp"), "in_chans": arguments.get("in_chans")}
         options = {name: value for name, value in options.items() if value} | (arguments.get("model_kwargs") or {})
         name = arguments.get("model") or f"mobilevit_{variant}"
-        model = timm.create_model(name, num_classes=classes, **options)
-        load_checkpoint(model, str(weights), use_ema=ema)
+        has_head = task != "features"
+        model = timm.create_model(name, num_classes=classes if has_head else 0, **options)
+        load_checkpoint(model, str(weights), use_ema=ema, strict=has_head)
     model.eval()
     config = resolve_data_config(arguments, model=model)
     transform = create_transform(**config)
@@ -165,9 +168,9 @@ def _timm(weights: Path, variant: str, ema: bool, classes: int) -> Callable[[Any
         else:
             pixels = transform(upright_rgb(read_image(image)).convert("L" if config["input_size"][0] == 1 else "RGB"))
             pixels = pixels[None]
-        output = model(pixels)
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-        if not model.num_classes:
+        output = model.forward_head(model.forward_features(pixels), pre_logits=task == "features")
+        if task == "features":
             return FrameworkAnswer(POOLED, _numbers(output), (), size)
         if model.num_classes == 1:
             return FrameworkAnswer(VALUES, _numbers(output), (), size)

@@ -139,8 +139,10 @@ def pretrained(
 
 
 def _kind_of(model: Any) -> str:
-    if not hasattr(model, "classifier"):
-        return MASK if hasattr(model, "segmentation_head") else POOLED
+    if hasattr(model, "segmentation_head"):
+        return MASK
+    if not hasattr(model, "classifier") and not hasattr(model, "timm_model"):
+        return POOLED
     one_value = model.config.problem_type is None and model.config.num_labels == 1
     return VALUES if model.config.problem_type == "regression" or one_value else PROBABILITIES
 
@@ -151,7 +153,7 @@ def transformers_answer(model: Any, processor: Any) -> Answer:
 
     @torch.inference_mode()
     def answer(path: Path) -> Array:
-        image = Image.open(path).convert("L" if model.config.num_channels == 1 else "RGB")
+        image = Image.open(path).convert("L" if getattr(model.config, "num_channels", 3) == 1 else "RGB")
         pixels = processor(images=image, return_tensors="pt")["pixel_values"]
         output = model(pixels)
         if kind == POOLED:
@@ -345,6 +347,23 @@ def for_hub(
     kind = {0: POOLED, 1: VALUES}.get(model.num_classes, PROBABILITIES)
     names = names or tuple(f"LABEL_{index}" for index in range(model.num_classes))
     return Saved(directory, timm_answer(model, **data), kind, names)
+
+
+def wrapped_by_transformers(directory: Path, problem_type: str | None = None) -> Saved:
+    """transformers' TimmWrapper, fine-tuned and saved by its Trainer: timm's network, transformers' config.json."""
+    import transformers
+
+    names = {index: f"name {index}" for index in range(CLASSES)}
+    data = {"input_size": [3, SIDE, SIDE], "crop_pct": 0.8, "interpolation": "bilinear", **IMAGENET}
+    config = transformers.TimmWrapperConfig(
+        architecture="mobilevit_xxs", id2label=names, problem_type=problem_type, pretrained_cfg=data
+    )
+    model = transformers.TimmWrapperForImageClassification(config)
+    telling(model, model.timm_model.head.fc)
+    model.save_pretrained(directory)
+    processor = transformers.AutoImageProcessor.from_pretrained(directory)
+    answer = transformers_answer(model, processor)
+    return Saved(directory, answer, names=tuple(names.values()))
 
 
 def checkpoint_saver(directory: Path, averaged: bool | None = None, **arguments: Any) -> Saved:

@@ -54,6 +54,7 @@ TRANSFORMERS: Mapping[str, Build] = {
     "single label": partial(pretrained, problem_type="single_label_classification"),
     "multi-label": partial(pretrained, problem_type="multi_label_classification"),
     "regression of several values": partial(pretrained, problem_type="regression", num_labels=3),
+    "one of several labels": partial(pretrained, num_labels=1, problem_type="multi_label_classification"),
     "regression of one label": partial(pretrained, num_labels=1),
     "logits": lambda directory: s.raw_scores(pretrained(directory)),
     "segmenter": partial(pretrained, head=SEGMENTATION, output_stride=16),
@@ -202,6 +203,9 @@ HUB: Mapping[str, Build] = {
     "one class": fc(num_classes=1),
     "Sequential(Dropout, Linear)": fc(change=s.with_sequential_fc),
     "one level of config.json, as timm 0.8": lambda directory: flattened(s.for_hub(directory, IMAGENET)),
+    "no classes, max pooling": fc(num_classes=0, global_pool="max"),
+    "TimmWrapper of transformers": s.wrapped_by_transformers,
+    "TimmWrapper, multi-label": partial(s.wrapped_by_transformers, problem_type="multi_label_classification"),
     "safetensors and .bin": fc(saving={"safe_serialization": "both"}),
 }
 
@@ -221,6 +225,9 @@ TRAINING: Mapping[str, Build] = {
     ),
     "act_layer, input_size": partial(
         s.checkpoint_saver, input_size=[3, 48, 64], gp=None, img_size=None, model_kwargs={"act_layer": "relu"}
+    ),
+    "img_size and input_size": partial(
+        s.checkpoint_saver, input_size=[3, 64, 64], img_size=96, gp=None, model_kwargs={}
     ),
     "in_chans 1": partial(
         s.checkpoint_saver, img_size=SIDE, in_chans=1, gp=None, mean=[0.2], std=[0.5], model_kwargs={}

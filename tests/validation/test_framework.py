@@ -1,5 +1,6 @@
 """The framework's own answer: it agrees with good readings, and finds misreadings that everything else agrees with."""
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -17,6 +18,7 @@ from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
 from mobilevit_coreml.cli import convert as convert_command
 from mobilevit_coreml.cli import validate as validate_command
 from mobilevit_coreml.errors import InputError
+from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.metrics import FAIL, PASS
 from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.prepare import make_record
@@ -52,9 +54,10 @@ GOOD_BY_DEFAULT = (
 NOT_READ = {
     "transformers: Sequential(Dropout, Linear)": "transformers itself finds no weights for classifier.",
     "transformers: segmenter, a plain convolution last": "transformers itself finds no weights for segmentation_head.",
-    "transformers: resample box": "got box",
-    "transformers: resample hamming": "got hamming",
     "timm for the hub: Sequential(Dropout, Linear)": "timm gave no answer: ",
+    "timm for the hub: one level of config.json, as timm 0.8": "timm gave no answer: ",
+    "timm for the hub: TimmWrapper of transformers": "timm gave no answer: ",
+    "timm for the hub: TimmWrapper, multi-label": "timm gave no answer: ",
 }
 END_TO_END_BY_DEFAULT = "softmax for sigmoid"
 
@@ -82,7 +85,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def reading_of(weights: Path | str, change: Callable[[Checkpoint], Checkpoint] | None = None, **given: Any) -> Reading:
     """A checkpoint as a conversion reads it, or misreads it."""
     options = ConversionOptions(attention="packed", **given)
-    checkpoint = load_checkpoint(weights, "xxs" if weights == "untrained" else None, overrides=options)
+    checkpoint = load_checkpoint(weights, "xxs" if weights == "untrained" else None, options.task, options)
     checkpoint = checkpoint if change is None else change(checkpoint)
     record, classes = make_record(checkpoint, options)
     return Reading(checkpoint.model("packed"), record.preprocessing, classes, record, checkpoint.path)
@@ -116,7 +119,7 @@ def test_good_readings_pass(name: str, no_process: None, photographs: list[Path]
         return
     assert check.passed, check.detail
     assert check.name == "framework"
-    assert check.detail.endswith("on 2 images")
+    assert check.detail.endswith("on 4 images")
     assert check.detail.startswith("transformers" if name.startswith("transformers") else "timm")
 
 
@@ -177,6 +180,30 @@ def test_a_conversion_checks_at_once(
     assert code == 1
     assert "timm differs by at most" in text
     assert [path.name for path in tmp_path.iterdir()] == ["made_failed.mlpackage"]
+
+
+def test_synthetic_images_are_added_to_the_users(
+    no_process: None, checkpoint_of: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """Square photographs do not tell a shorter edge from both."""
+    image = tmp_path / "square.png"
+    synthetic_images(160, 160, 1)[0].save(image)
+    weights, _ = checkpoint_of("transformers")
+    stretched = next(one for one in MISREADINGS if one.name == "stretched for the shorter edge")
+    assert check_framework(reading_of(weights), [image]).detail.endswith("on 3 images")
+    assert check_framework(reading_of(weights, stretched.apply), [image]).passed is False
+
+
+@pytest.mark.parametrize("name", ["transformers: classifier", "timm for the hub: relu", "bare: timm, 256 pixels"])
+def test_features_of_classifiers_are_compared(name: str, no_process: None, tmp_path: Path) -> None:
+    saved = SAVED[name](tmp_path)
+
+    def maximum_for_mean(checkpoint: Checkpoint) -> Checkpoint:
+        config = dataclasses.replace(checkpoint.config, global_pool="max")
+        return dataclasses.replace(checkpoint, config=config)
+
+    assert check_framework(reading_of(saved.weights, task="features")).passed
+    assert check_framework(reading_of(saved.weights, maximum_for_mean, task="features")).passed is False
 
 
 # Not run
@@ -243,7 +270,7 @@ def test_pixels_of_the_user_are_given_to_the_library(no_process: None, photograp
     given: dict[str, Any] = {"mean": (0.5,), "std": (0.25,), "channel_order": "RGB"}
     check = check_framework(reading_of(saved.weights, **given), photographs)
     assert check.passed
-    assert check.detail.endswith("on 2 images (pixels as read here)")
+    assert check.detail.endswith("on 4 images (pixels as read here)")
     sigmoid_for_softmax = MISREADINGS[1].apply
     assert check_framework(reading_of(saved.weights, sigmoid_for_softmax, **given), photographs).passed is False
 
