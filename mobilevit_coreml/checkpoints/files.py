@@ -47,8 +47,8 @@ FOREIGN_SUFFIXES = {
 }
 
 
-class _Number:
-    """Stands in for a number of numpy, such as the best accuracy, which many scripts save beside the weights."""
+class _Ignored:
+    """Stands in for values beside the weights: the best accuracy, a number of numpy, or the path of a data set."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -57,10 +57,10 @@ class _Number:
         pass
 
 
-_NUMPY = [
-    type(name, (_Number,), {"__module__": module})
-    for module, name in (("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"))
-]
+# by which names pickles call them, old and new
+_NUMPY = (("numpy", "dtype"), ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"))
+_PATHS = tuple((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath"))
+_IGNORED = [type(name, (_Ignored,), {"__module__": module}) for module, name in (*_NUMPY, *_PATHS)]
 
 
 class Saved(NamedTuple):
@@ -181,7 +181,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         if is_zip:
             _check_archive(path)
         # timm's training script saves its argparse.Namespace, which is plain data
-        plain: list[Any] = [argparse.Namespace, *_NUMPY]
+        plain: list[Any] = [argparse.Namespace, *_IGNORED]
         with torch.serialization.safe_globals(plain), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:

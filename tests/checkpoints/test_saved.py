@@ -258,10 +258,10 @@ BARE: Mapping[str, Build] = {
     "transformers of Lightning": partial(s.bare, naming=HUGGING_FACE, wrap=s.lightning, name="epoch=3.ckpt"),
     "transformers of accelerate": partial(s.bare, naming=HUGGING_FACE, name="model.safetensors"),
     "transformers of a training loop": partial(s.bare, naming=HUGGING_FACE, wrap=s.training_loop),
-    "transformers of a loop with numpy's numbers": partial(
+    "transformers of a loop with numbers of numpy and paths": partial(
         s.bare,
         naming=HUGGING_FACE,
-        wrap=lambda state: {"model": state, "best_acc": np.float64(0.9), "auc": np.float32(1)},
+        wrap=lambda state: {"model": state, "best_acc": np.float64(0.9), "auc": np.float32(1), "data": Path("/data")},
     ),
     "transformers of DeepSpeed": partial(
         s.bare, naming=HUGGING_FACE, wrap=lambda state: {"module": state, "ds_version": "0.14"}
