@@ -510,6 +510,7 @@ def test_old_preprocessor_files_have_plain_numbers(xs_snapshot: Path, tmp_path: 
         ({"do_pad": True}, "do_pad: expected False, got True; other values cannot be converted"),
         ({"do_trim": True}, "do_trim: expected a field that is known, got True; remove it if inference does not"),
         ({"image_processor_type": "SwinImageProcessor"}, "image_processor_type: expected the processor of MobileViT,"),
+        ({"image_std": 10**400}, "image_std: expected a number for each channel, got 1000"),
         ({"image_mean": "x", "do_normalize": True}, "image_mean: expected a number for each channel, got 'x'"),
         ({"resample": 9}, "resample: expected 0 to 5 as in Pillow, got 9"),
         ({"rescale_factor": -1}, "rescale_factor: expected a number, 1e-09 to 1000, got -1"),
