@@ -181,7 +181,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         if is_zip:
             _check_archive(path)
         # timm's training script saves its argparse.Namespace, which is plain data
-        plain = [argparse.Namespace, *_NUMPY]
+        plain: list[Any] = [argparse.Namespace, *_NUMPY]
         with torch.serialization.safe_globals(plain), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:

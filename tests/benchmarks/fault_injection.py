@@ -27,7 +27,7 @@ def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[s
         return fault.name, "refused", str(error).rpartition("expected ")[2].split(",")[0][:40], ""
     finally:
         shutil.rmtree(copy)
-    failed = [check.name for _, check in validation.checks if not check.passed]
+    failed = [check.name for _, check in validation.checks if check.passed is False]
     (program,) = validation.programs.values()
     where = "" if program.mismatch is None else f"`{program.mismatch.operation}`"
     return fault.name, ", ".join(failed), where, outputs(validation)
