@@ -210,7 +210,7 @@ def _execute(step: _Step, values: dict[str, Any]) -> None:
         raise UnsupportedError(f"{step.operation}: {error}") from None
     except KeyError as error:
         raise PackageError(f"{step.operation}: expected the value {error}, got none") from None
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise PackageError(
             f"{step.operation}: expected arguments that fit each other, got {' '.join(str(error).split())[:160]}"
         ) from None

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-Ints = tuple[int, ...]
+from mobilevit_coreml.reference.ops.attributes import Ints
 
 
 def batch_norm(

@@ -1,15 +1,29 @@
 """Reshaping, slicing, padding, joining and repeating: operations that do not change values."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_coreml.errors import UnsupportedError
+from mobilevit_coreml.reference.ops.attributes import Ints, padded
 
-Ints = tuple[int, ...]
 Bools = tuple[bool, ...]
+
+# Operations of one line. A list of `axes` is all axes where it is empty.
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    "fill_like": lambda ref_tensor, value=None: fill(tuple(ref_tensor.shape), value),
+    "pixel_shuffle": lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor),
+    "pixel_unshuffle": lambda x, downscale_factor: F.pixel_unshuffle(x, downscale_factor),
+    "reverse": lambda x, axes=(): x.flip(axes or tuple(range(x.dim()))),
+    "shape": lambda x: torch.tensor(x.shape, dtype=torch.int32),
+    "squeeze": lambda x, axes=(): x.squeeze(axes) if axes else x.squeeze(),
+    "stack": lambda values, axis: torch.stack(values, axis),
+    "tile": lambda x, reps: x.repeat(reps),
+    "transpose": lambda x, perm: x.permute(perm),
+}
 
 
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
@@ -56,42 +70,25 @@ def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
     return value.reshape(()).repeat(shape)
 
 
-def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
-    return fill(tuple(ref_tensor.shape), value)
-
-
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
     """The dimensions before the axis flattened, and those from the axis on."""
-    axis = axis + x.dim() if axis < 0 else axis
+    axis = axis + x.dim() if axis < 0 else axis  # may be x.dim()
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """`pad` has (before, after) of each of the last len(pad)/2 dimensions."""
-    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
-    while pairs and pairs[0] == (0, 0):
-        pairs = pairs[1:]
-    if not pairs:
-        return x
-    amounts = [amount for pair in reversed(pairs) for amount in pair]
+    edges = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
-        return F.pad(x, amounts, value=constant_val)
+        return padded(x, edges, constant_val)
     if mode not in ("reflect", "replicate"):
         raise UnsupportedError(f"mode: expected constant, reflect or replicate, got {mode!r}")
-    for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
-        size = x.shape[axis]
-        index = torch.arange(-before, size + after)
-        index = index.clamp(0, size - 1) if mode == "replicate" else size - 1 - (size - 1 - index.abs()).abs()
+    for axis, (before, after) in enumerate(edges, start=x.dim() - len(edges)):
+        last = x.shape[axis] - 1
+        index = torch.arange(-before, last + 1 + after)
+        index = index.clamp(0, last) if mode == "replicate" else last - (last - index.abs()).abs()
         x = x.index_select(axis, index)
     return x
-
-
-def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
-    return F.pixel_shuffle(x, upscale_factor)
-
-
-def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
-    return F.pixel_unshuffle(x, downscale_factor)
 
 
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
@@ -114,10 +111,6 @@ def reshape_like(x: Tensor, ref_tensors: list[Tensor], begins: Ints, ends: Ints,
     return x.reshape(shape)
 
 
-def reverse(x: Tensor, axes: Ints = ()) -> Tensor:
-    return x.flip(axes or tuple(range(x.dim())))
-
-
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first lengths[i] elements of slice i reversed."""
     parts = []
@@ -126,10 +119,6 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
         head, tail = part.split([length, part.shape[seq_axis] - length], seq_axis)
         parts.append(torch.cat([head.flip(seq_axis), tail], seq_axis))
     return torch.cat(parts, batch_axis)
-
-
-def shape(x: Tensor) -> Tensor:
-    return torch.tensor(x.shape, dtype=torch.int32)
 
 
 def slice_by_index(
@@ -142,11 +131,20 @@ def slice_by_index(
     squeeze_mask: Bools = (),
 ) -> Tensor:
     """x[begin:end:stride, …]; begin_mask and end_mask ignore begin and end, squeeze_mask takes x[begin]."""
-    for axis, index in _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask):
-        if index.step == 1:
-            x = x.narrow(axis, index.start, index.stop - index.start)
+    none = (False,) * x.dim()
+    masks = zip(begin_mask or none, end_mask or none, squeeze_mask or none, strict=True)
+    bounds = zip(begin, end, stride or (1,) * x.dim(), strict=True)
+    for axis, (size, (first, last, step), (from_start, to_end, one)) in enumerate(
+        zip(x.shape, bounds, masks, strict=True)
+    ):
+        taken = range(size)[None if from_start else first : None if to_end else last : step]
+        if one:
+            start = range(size)[first]
+            taken = range(start, start + 1)
+        if taken.step == 1:
+            x = x.narrow(axis, taken.start, len(taken))
         else:
-            x = x.index_select(axis, torch.arange(index.start, index.stop, index.step))
+            x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64))
     return x.squeeze([axis for axis, drop in enumerate(squeeze_mask) if drop]) if any(squeeze_mask) else x
 
 
@@ -168,25 +166,6 @@ def slice_update(
     return result.view(x.shape)
 
 
-def _slices(
-    x: Tensor, begin: Ints, end: Ints, stride: Ints, begin_mask: Bools, end_mask: Bools, squeeze_mask: Bools
-) -> list[tuple[int, slice]]:
-    """(axis, slice) of each dimension that is not taken whole; start and stop are in range."""
-    result = []
-    for axis, size in enumerate(x.shape):
-        step = stride[axis] if stride else 1
-        first: int | None = None if begin_mask and begin_mask[axis] else begin[axis]
-        last: int | None = None if end_mask and end_mask[axis] else end[axis]
-        if squeeze_mask and squeeze_mask[axis]:
-            start = begin[axis] % size
-            result.append((axis, slice(start, start + 1, 1)))
-            continue
-        start, stop, step = slice(first, last, step).indices(size)
-        if (start, stop, step) != (0, size, 1):
-            result.append((axis, slice(start, max(stop, start) if step > 0 else stop, step)))
-    return result
-
-
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     """x[begin : begin + size]; size -1 is to the end."""
     for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
@@ -205,8 +184,7 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) 
     """(N, C, H, W), zero-padded -> (N*b_h*b_w, C, H/b_h, W/b_w), position within the block outermost."""
     height, width = block_shape
     top, bottom, left, right = paddings
-    if any(paddings):
-        x = F.pad(x, (left, right, top, bottom))
+    x = padded(x, [(top, bottom), (left, right)])
     batch, channels, rows, columns = x.shape
     blocks = x.reshape(batch, channels, rows // height, height, columns // width, width).permute(3, 5, 0, 1, 2, 4)
     return blocks.reshape(-1, channels, rows // height, columns // width)
@@ -221,19 +199,3 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
 
 def split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Ints = ()) -> tuple[Tensor, ...]:
     return x.split(list(split_sizes) or x.shape[axis] // num_splits, axis)
-
-
-def squeeze(x: Tensor, axes: Ints = ()) -> Tensor:
-    return x.squeeze(list(axes)) if axes else x.squeeze()
-
-
-def stack(values: list[Tensor], axis: int) -> Tensor:
-    return torch.stack(values, axis)
-
-
-def tile(x: Tensor, reps: Ints) -> Tensor:
-    return x.repeat(reps)
-
-
-def transpose(x: Tensor, perm: Ints) -> Tensor:
-    return x.permute(perm)
