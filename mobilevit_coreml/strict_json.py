@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mobilevit_coreml.errors import os_error_text
+
 T = TypeVar("T")
 
 NAMES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
@@ -54,7 +56,7 @@ def read_json(path: Path, max_size: int) -> Any:
         with path.open("rb") as file:
             content = file.read(max_size + 1)
     except OSError as error:
-        raise JsonError(f"expected a file to read, got {error.strerror}") from None
+        raise JsonError(f"expected a file to read, got {os_error_text(error)}") from None
     if len(content) > max_size:
         raise JsonError(f"expected at most {max_size} bytes, got more")
     return parse_json(content)

@@ -24,15 +24,15 @@ from mobilevit_coreml.reference.ops import (
 )
 from mobilevit_coreml.reference.ops.attributes import Ints
 
-_TABLES = (activation.TABLE, elementwise.TABLE, indexing.TABLE, linear.TABLE, shape.TABLE)
-_MODULES = (convolution, normalization, activation, elementwise, reduction, linear, shape, indexing, resizing)
+_WITH_TABLES = (normalization, activation, elementwise, linear, shape, indexing)
+_MODULES = (*_WITH_TABLES, convolution, reduction, resizing)
 
 # Types of the lambdas' parameters; those not here are Tensor.
 _TYPES = {
-    **dict.fromkeys(("alpha", "beta", "epsilon"), float),
-    **dict.fromkeys(("axis", "upscale_factor", "downscale_factor"), int),
+    **dict.fromkeys(("alpha", "beta", "epsilon", "k"), float),
+    **dict.fromkeys(("axis", "block_size", "num_splits", "size", "stride", "upscale_factor", "downscale_factor"), int),
     **dict.fromkeys(("ascending", "keep_dims"), bool),
-    **dict.fromkeys(("axes", "perm", "reps"), Ints),
+    **dict.fromkeys(("axes", "perm", "reps", "split_sizes"), Ints),
     "equation": str,
     "values": list[Tensor],
 }
@@ -59,7 +59,7 @@ _LAMBDAS = {
     **{name: _unary(function) for name, function in elementwise.UNARY.items()},
     **{name: _binary(function) for name, function in elementwise.BINARY.items()},
     **{name: _reduction(function) for name, function in reduction.REDUCTIONS.items()},
-    **{name: function for table in _TABLES for name, function in table.items()},
+    **{name: function for module in _WITH_TABLES for name, function in module.TABLE.items()},
 }
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {

@@ -15,11 +15,7 @@ TABLE: Mapping[str, Callable[..., Tensor]] = {
 
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """Batched matrix product with broadcasting; transpose_x and transpose_y swap the last two dimensions."""
-    if transpose_x and x.dim() > 1:
-        x = x.transpose(-1, -2)
-    if transpose_y and y.dim() > 1:
-        y = y.transpose(-1, -2)
-    return x @ y
+    return (x.mT if transpose_x and x.dim() > 1 else x) @ (y.mT if transpose_y and y.dim() > 1 else y)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

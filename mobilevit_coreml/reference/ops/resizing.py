@@ -39,9 +39,7 @@ def resize_bilinear(
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """Source pixel that contains the centre of the target pixel: TensorFlow's half_pixel_centers, in coremltools."""
-    for axis, size in ((-2, target_size_height), (-1, target_size_width)):
-        x = x.index_select(axis, _nearest(x.shape[axis], size, "DEFAULT"))
-    return x
+    return resize(x, (target_size_height, target_size_width), 2, "NEAREST_NEIGHBOR")
 
 
 def resize(
@@ -159,9 +157,7 @@ def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
 def _bilinear(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if x.dim() == 4 and mode in ("STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):  # torch has these two itself
         return F.interpolate(x, size, mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
-    for axis, target in ((-2, size[0]), (-1, size[1])):
-        x = _linear(x, x.dim() + axis, _grid(x.shape[axis], target, mode))
-    return x
+    return resize(x, size, 2, sampling_mode=mode)
 
 
 def _grid(size: float, target: int, mode: str) -> Tensor:

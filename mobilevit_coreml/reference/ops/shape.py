@@ -12,13 +12,24 @@ from mobilevit_coreml.reference.ops.attributes import Ints, padded
 
 Bools = tuple[bool, ...]
 
-# Operations of one line. A list of `axes` is all axes where it is empty.
+# Shapes: N batch, C channels, H W height and width, b block size.
 TABLE: Mapping[str, Callable[..., Tensor]] = {
+    # (N, b*b*C, H, W) -> (N, C, H*b, W*b) and back, channels innermost
+    "depth_to_space": lambda x, block_size: (
+        x.unflatten(1, (block_size, block_size, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
+    ),
+    "space_to_depth": lambda x, block_size: (
+        x.unflatten(3, (-1, block_size)).unflatten(2, (-1, block_size)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    ),
     "fill_like": lambda ref_tensor, value=None: fill(tuple(ref_tensor.shape), value),
+    "flatten2d": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])),
     "pixel_shuffle": lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor),
     "pixel_unshuffle": lambda x, downscale_factor: F.pixel_unshuffle(x, downscale_factor),
+    "range_1d": lambda start, end, step: torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype),
     "reverse": lambda x, axes=(): x.flip(axes or tuple(range(x.dim()))),
     "shape": lambda x: torch.tensor(x.shape, dtype=torch.int32),
+    "sliding_windows": lambda x, axis, size, stride=1: x.unfold(axis, size, stride).movedim(-1, axis % x.dim() + 1),
+    "split": lambda x, axis, num_splits=0, split_sizes=(): x.split(split_sizes or x.shape[axis] // num_splits, axis),
     "squeeze": lambda x, axes=(): x.squeeze(axes) if axes else x.squeeze(),
     "stack": lambda values, axis: torch.stack(values, axis),
     "tile": lambda x, reps: x.repeat(reps),
@@ -36,11 +47,9 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
 def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> Tensor:
     """(N*b_h*b_w, C, H, W) -> (N, C, H*b_h - crops, W*b_w - crops), position within the block outermost."""
     height, width = block_shape
-    _, channels, rows, columns = x.shape
-    blocks = x.reshape(height, width, -1, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
-    full = blocks.reshape(-1, channels, rows * height, columns * width)
+    full = x.unflatten(0, (height, width, -1)).permute(2, 3, 4, 0, 5, 1).flatten(4).flatten(2, 3)
     top, bottom, left, right = crops
-    return full[:, :, top : rows * height - bottom, left : columns * width - right]
+    return full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right]
 
 
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
@@ -48,13 +57,6 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
         return torch.cat(values, axis)
     axis = axis % values[0].dim()
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
-
-
-def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """(N, b*b*C, H, W) -> (N, C, H*b, W*b), channels innermost."""
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, block_size, block_size, -1, rows, columns).permute(0, 3, 4, 1, 5, 2)
-    return blocks.reshape(batch, channels // block_size**2, rows * block_size, columns * block_size)
 
 
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
@@ -70,12 +72,6 @@ def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
     return value.reshape(()).repeat(shape)
 
 
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """The dimensions before the axis flattened, and those from the axis on."""
-    axis = axis + x.dim() if axis < 0 else axis  # may be x.dim()
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """`pad` has (before, after) of each of the last len(pad)/2 dimensions."""
     edges = list(zip(pad[::2], pad[1::2], strict=True))
@@ -89,10 +85,6 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
         index = index.clamp(0, last) if mode == "replicate" else last - (last - index.abs()).abs()
         x = x.index_select(axis, index)
     return x
-
-
-def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
 def reshape(x: Tensor, shape: Ints) -> Tensor:
@@ -174,28 +166,10 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     return x
 
 
-def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
-    """All windows along an axis; the window is a new dimension after it."""
-    axis = axis % x.dim()
-    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
-
-
 def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) -> Tensor:
     """(N, C, H, W), zero-padded -> (N*b_h*b_w, C, H/b_h, W/b_w), position within the block outermost."""
     height, width = block_shape
     top, bottom, left, right = paddings
     x = padded(x, [(top, bottom), (left, right)])
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, channels, rows // height, height, columns // width, width).permute(3, 5, 0, 1, 2, 4)
-    return blocks.reshape(-1, channels, rows // height, columns // width)
-
-
-def space_to_depth(x: Tensor, block_size: int) -> Tensor:
-    """(N, C, H, W) -> (N, b*b*C, H/b, W/b), channels innermost."""
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, channels, rows // block_size, block_size, columns // block_size, block_size)
-    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows // block_size, columns // block_size)
-
-
-def split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Ints = ()) -> tuple[Tensor, ...]:
-    return x.split(list(split_sizes) or x.shape[axis] // num_splits, axis)
+    blocks = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    return blocks.permute(3, 5, 0, 1, 2, 4).flatten(0, 2)
