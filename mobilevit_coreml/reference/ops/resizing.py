@@ -90,15 +90,13 @@ def crop_resize(
         corners = flat[:, -4:]
     else:
         raise UnsupportedError("crop_resize: expected roi or boxes, got neither")
+    height, width = (x.shape[-2] - 1, x.shape[-1] - 1) if normalized_coordinates else (1, 1)
     crops = []
     for number, box in enumerate((corners * spatial_scale).tolist()):
         image = x if indices is None else x[indices[number]][None]
         top, left, bottom, right = _corners(box, box_coordinate_mode)
-        if normalized_coordinates:
-            top, bottom = top * (x.shape[-2] - 1), bottom * (x.shape[-2] - 1)
-            left, right = left * (x.shape[-1] - 1), right * (x.shape[-1] - 1)
-        image = _linear(image, 2, _box_grid(top, bottom, target_height, sampling_mode), pad_value)
-        crops.append(_linear(image, 3, _box_grid(left, right, target_width, sampling_mode), pad_value))
+        image = _linear(image, 2, _box_grid(top * height, bottom * height, target_height, sampling_mode), pad_value)
+        crops.append(_linear(image, 3, _box_grid(left * width, right * width, target_width, sampling_mode), pad_value))
     stacked = torch.stack(crops)
     return stacked.squeeze(1) if boxes is not None else stacked
 
