@@ -372,8 +372,10 @@ def test_an_unknown_constexpr_is_named() -> None:
         ("constexpr_sparse_to_dense", {"nonzero_data": np.ones(3), "mask": np.ones((2, 2), np.uint8)}),
         ("constexpr_lut_to_dense", {"indices": u8([[9]]), "lut": np.ones((1, 1, 2, 1))}),
         ("constexpr_lut_to_dense", {"indices": u8([[0]])}),
+        ("constexpr_lut_to_dense", {"indices": u8([0, 1, 0]), "lut": np.ones((2, 2, 1))}),
         ("constexpr_blockwise_shift_scale", {"data": np.ones((2, 2)), "scale": np.ones((1, 1)), "zoom": np.ones(1)}),
         ("constexpr_blockwise_shift_scale", {"data": np.ones((2, 2)), "scale": np.ones((1, 0))}),
+        ("constexpr_blockwise_shift_scale", {"data": np.ones((2, 1)), "scale": np.ones((1, 0))}),
     ],
 )
 def test_arguments_that_do_not_fit(operation_type: str, arguments: dict[str, Array]) -> None:
