@@ -60,8 +60,6 @@ class Operation:
 class Function:
     """A function of the program: operations in order of execution, and constants."""
 
-    name: str
-    opset: str  # CoreML5 for iOS15, CoreML6 for iOS16, …
     inputs: Mapping[str, str]  # name to data type
     input_shapes: Mapping[str, tuple[int, ...]]  # -1 is a variable dimension
     constants: Mapping[str, Any]
@@ -159,8 +157,6 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
             operations.append(_read_operation(entry, weights))
     used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
     return Function(
-        name,
-        function.opset,
         {entry.name: type_of(entry.type)[0] for entry in function.inputs},
         {entry.name: type_of(entry.type)[1] for entry in function.inputs},
         {key: to_tensors(value) for key, value in constants.items() if key in used},
