@@ -123,8 +123,7 @@ class _Mask:
 
 def _scales(matrix: Tensor, format: Format) -> Tensor:
     """A scale for each output channel, exact in fp16."""
-    limit = 2 ** (format.bits - 1) - 1
-    scales = matrix.abs().amax(1) / limit
+    scales = matrix.abs().amax(1) / (2 ** (format.bits - 1) - 1)
     return _half(scales).clamp_min(torch.finfo(torch.float16).smallest_normal)
 
 

@@ -78,9 +78,7 @@ def _decode_ios18(encoded: Encoded, weight: Any) -> Any:
         )
     if encoded.format.kind == INTEGER:
         return mb.constexpr_blockwise_shift_scale(
-            data=codes.astype(_dtype(f"int{encoded.format.bits}")),
-            scale=values.reshape(-1, *ones),
-            before_op=weight.op,
+            data=codes.astype(_dtype(f"int{encoded.format.bits}")), scale=values.reshape(-1, *ones), before_op=weight.op
         )
     return mb.constexpr_lut_to_dense(
         indices=codes.astype(_dtype(f"uint{encoded.format.bits}")),
