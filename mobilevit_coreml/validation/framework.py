@@ -6,6 +6,7 @@ wrong: the meaning of outputs, pixels, class names, activations. Here both sides
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,11 @@ def _compare(
         wrong = _other_names(reading, answer)
         if wrong:
             return Check(FRAMEWORK, False, f"{library} {wrong}")
-        worst = max(worst, _distance(kind, mine, answer.output, library))
+        share, text = _distance(kind, mine, answer.output, library)
+        if not share <= worst[0]:  # or not a number, which is the worst
+            worst = share, text
+        if math.isnan(share):
+            break
     share, text = worst
     return Check(FRAMEWORK, share <= 1, f"{text} on {len(answers)} images{remark}")
 
@@ -181,7 +186,7 @@ def _other_names(reading: Reading, answer: FrameworkAnswer) -> str:
     """What is wrong with the class names; "" where they agree, or the user gave others."""
     if not answer.names or "labels" in reading.given:
         return ""
-    names, _ = unique_labels(answer.names)
+    names, _ = unique_labels([name.strip() for name in answer.names])
     different = [index for index, name in enumerate(reading.classes) if index >= len(names) or names[index] != name]
     if not different:
         return ""
@@ -192,6 +197,9 @@ def _other_names(reading: Reading, answer: FrameworkAnswer) -> str:
 
 def _distance(kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], library: str) -> tuple[float, str]:
     """How far apart two answers are, in shares of what is allowed, and in words."""
+    if theirs.ndim != 2 if kind == "masks" else mine.shape != theirs.shape:
+        got, expected = ("x".join(map(str, output.shape)) for output in (theirs, mine))
+        return math.inf, f"{library} has outputs of {got}, expected {expected}"
     if kind == "pooled":
         norms = float(np.linalg.norm(mine) * np.linalg.norm(theirs))
         cosine = float(mine.astype(np.float64) @ theirs) / norms if norms else 0.0
@@ -200,8 +208,6 @@ def _distance(kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], libra
         maps = [_class_map(output, np.shape(theirs)[-2:] if kind == "masks" else None) for output in (mine, theirs)]
         agreement = float((maps[0] == maps[1]).mean())
         return (1 - agreement) / (1 - MIN_PIXEL_AGREEMENT), f"{library} agrees in {agreement:.2%} of the pixels"
-    if mine.shape != theirs.shape:
-        return float("inf"), f"{library} has {len(theirs)} outputs, expected {len(mine)}"
     difference = float(np.abs(mine - theirs).max())
     allowed = MAX_DIFFERENCE * (max(1.0, float(np.abs(theirs).max())) if kind == "values" else 1.0)
     one = "value" if kind == "values" else "probability"
@@ -219,13 +225,13 @@ def _class_map(output: npt.NDArray[Any], size: tuple[int, ...] | None) -> npt.ND
 def _published(path: Path, images: Sequence[Path]) -> list[tuple[Path, FrameworkAnswer]]:
     """The answers in a .npz file for some of the images."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = {name: np.atleast_1d(saved[name]) for name in saved.files}
+    except Exception as error:  # damaged archives raise all kinds of exceptions
         raise InputError(f"expected {path}: expected a .npz file, got {os_error_text(error)}; check the path") from None
     kinds = [kind for kind in ("probabilities", "values", "masks", "pooled") if kind in arrays]
     names = [str(name) for name in arrays.get("images", [])]
-    if len(kinds) != 1 or not names or len(arrays[kinds[0]]) != len(names):
+    if len(kinds) != 1 or not names or len(arrays[kinds[0]]) != len(names) or arrays[kinds[0]].dtype.kind not in "fiu":
         raise InputError(
             f"expected {path}: expected images, the names of files, and one of probabilities, values, masks and pooled "
             f"for each, got {', '.join(arrays) or 'nothing'}; save these arrays"

@@ -1,6 +1,7 @@
 """The validator's result for every faulty package, as a table: `python -m tests.benchmarks.fault_injection`.
 
-The fourth column is what a comparison of outputs alone, with the gates of fp16, would say.
+The fourth column is what a comparison of outputs alone, with the gates of fp16, would say. Of misread checkpoints the
+third is what their library says.
 """
 
 import math
@@ -11,10 +12,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.images import synthetic_images
+from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.validation.run import Validation, validate
-from tests.validation.fault_injection import FAULTS, PACKAGES, UNSEEN, Fault
+from tests.validation.fault_injection import (
+    CHECKPOINTS,
+    FAULTS,
+    MISREADINGS,
+    PACKAGES,
+    UNSEEN,
+    Fault,
+    Misreading,
+    misread,
+)
 
 
 def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[str, ...]:
@@ -31,6 +43,21 @@ def row(fault: Fault, good: Path, photographs: Path, directory: Path) -> tuple[s
     (program,) = validation.programs.values()
     where = "" if program.mismatch is None else f"`{program.mismatch.operation}`"
     return fault.name, ", ".join(failed), where, outputs(validation)
+
+
+def misread_row(misreading: Misreading, photographs: Path, directory: Path) -> tuple[str, ...]:
+    """Misreading, failed checks, what the library says, and fidelity of the outputs."""
+    directory.mkdir()
+    saved = CHECKPOINTS[misreading.checkpoint](directory)
+    package = directory / "misread.mlpackage"
+    options = ConversionOptions(attention="packed", **saved.options)
+    with misread(misreading):
+        made = convert(saved.weights, None, options, output=package, verify=False)
+        validation = validate(made.path, images=photographs, backend="reference")
+    shutil.rmtree(directory)
+    failed = [check.name for _, check in validation.checks if check.passed is False]
+    said = "" if validation.framework is None else validation.framework.detail
+    return misreading.name, ", ".join(failed), said, outputs(validation)
 
 
 def outputs(validation: Validation) -> str:
@@ -58,6 +85,9 @@ def main() -> None:
             for fault in tqdm(kinds, disable=None, file=sys.stderr):
                 print("|", " | ".join(row(fault, good[fault.package], photographs, copies)), "|")
             print()
+        print("| misread checkpoint | what fails | its library | outputs alone |\n|---|---|---|---|")
+        for misreading in tqdm(MISREADINGS, disable=None, file=sys.stderr):
+            print("|", " | ".join(misread_row(misreading, photographs, directory / "misread")), "|")
 
 
 if __name__ == "__main__":

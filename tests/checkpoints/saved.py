@@ -23,7 +23,7 @@ Answer = Callable[[Path], Array]
 State = dict[str, Tensor]
 
 SIDE, EDGE = 64, 72  # pixels
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLASSES = 5
 XXS = {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0}
 PROBABILITIES, VALUES, MASK, POOLED = "probabilities", "values", "mask", "pooled"
@@ -395,7 +395,7 @@ def cvnets_answer(
             image = image.resize((int(edge * width / short), int(edge * height / short)), resample)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
-        pixels = (pixels - np.float32(mean)) / np.float32(std)
+        pixels = (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
         pixels = pixels[..., ::-1] if order == "BGR" else pixels
         logits = model(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())).logits
         if kind == MASK:

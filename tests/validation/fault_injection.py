@@ -1,13 +1,15 @@
 """Good packages, and what bugs of a converter, a quantizer or a file system would make of them: the table of faults.
 
 Independent of what is to find it. `FAULTS` changes what a package computes or says; `UNSEEN` changes
-a package in ways that no comparison of numbers can see.
+a package in ways that no comparison of numbers can see. `MISREADINGS` are bugs of the reading of checkpoints, which
+converter and validator share.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,25 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mobilevit_coreml._coremltools import ct
-from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.checkpoints.load import Checkpoint, load_checkpoint
+from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
 from mobilevit_coreml.compression.schemes import Palettize, Prune, Quantize
-from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION, published_config
+from mobilevit_coreml.config import (
+    CLASSIFICATION,
+    FEATURES,
+    MULTI_LABEL,
+    REGRESSION,
+    SEGMENTATION,
+    SINGLE_LABEL,
+    published_config,
+)
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.model import model_for
 from mobilevit_coreml.model.layers import ChannelLayerNorm
 from mobilevit_coreml.options import ConversionOptions
 from tests.cache import once_per_run
+from tests.checkpoints import saved
 from tests.validation.edits import Array, Program, bits_of, edit, edit_record, key_of, packed, rename, rolled, swapped
 
 SIDE = 64  # pixels of most packages: stage 3 has 16 tokens of 4 heads 16 wide
@@ -967,3 +979,122 @@ UNSEEN: tuple[Fault, ...] = (
     # between the blobs, which begin at multiples of 64
     _row("bytes between blobs", "classifier", filled_gaps),
 )
+
+
+# Bugs of the reading of checkpoints, which a comparison of a package with its checkpoint as it was read cannot see.
+
+
+@dataclasses.dataclass(frozen=True)
+class Misreading:
+    """A bug of the reading of a checkpoint; `checkpoint` is the key in CHECKPOINTS of one that it is wrong for."""
+
+    name: str
+    checkpoint: str
+    apply: Callable[[Checkpoint], Checkpoint]
+
+
+_BOTH = {"size": {"shortest_edge": 72}, "crop_size": {"height": SIDE, "width": SIDE}}
+_NAMES = ("ant", "bee", "cat", "dog", "emu")
+CHECKPOINTS: Mapping[str, Callable[[Path], saved.Saved]] = {
+    "transformers": partial(saved.pretrained, id2label=dict(enumerate(_NAMES))),
+    "normalized": partial(
+        saved.pretrained,
+        processor="CLIP",
+        pixels={**_BOTH, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+    ),
+    "stretched": partial(saved.pretrained, processor="ViT", pixels={"size": {"height": SIDE, "width": SIDE}}),
+    "multi-label": partial(saved.pretrained, problem_type=MULTI_LABEL),
+    "regression": partial(saved.pretrained, problem_type=REGRESSION, num_labels=3),
+    "segmenter": partial(saved.pretrained, head=SEGMENTATION, output_stride=16),
+    "features": partial(saved.pretrained, head=FEATURES),
+    "timm": partial(
+        saved.for_hub,
+        data={**saved.IMAGENET, "crop_pct": 0.8},
+        saving={"model_config": {"label_names": _NAMES}},
+        names=_NAMES,
+    ),
+    "timm, max": partial(saved.for_hub, global_pool="max"),
+    "timm, average": partial(saved.checkpoint_saver, averaged=False, img_size=SIDE, model_kwargs={}),
+}
+
+
+def _configured(**values: Any) -> Callable[[Checkpoint], Checkpoint]:
+    """Other values in the configuration."""
+    return lambda checkpoint: dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, **values))
+
+
+def _prepared(**values: Any) -> Callable[[Checkpoint], Checkpoint]:
+    """Other values in the preprocessing."""
+    return lambda checkpoint: dataclasses.replace(
+        checkpoint, preprocessing=dataclasses.replace(checkpoint.preprocessing, **values)
+    )
+
+
+def _head_exchanged(head: str) -> Callable[[Checkpoint], Checkpoint]:
+    """The first two rows of the last layer exchanged."""
+
+    def misread(checkpoint: Checkpoint) -> Checkpoint:
+        state = dict(checkpoint.state)
+        for name in (f"{head}.weight", f"{head}.bias"):
+            state[name] = state[name][[1, 0, *range(2, len(state[name]))]]
+        return dataclasses.replace(checkpoint, state=state)
+
+    return misread
+
+
+def _labels_reversed(checkpoint: Checkpoint) -> Checkpoint:
+    return _configured(id2label=checkpoint.config.id2label[::-1])(checkpoint)
+
+
+def _averaged(checkpoint: Checkpoint) -> Checkpoint:
+    """The moving average in place of the weights."""
+    assert checkpoint.path is not None
+    other = load_checkpoint(checkpoint.path, overrides=CheckpointOverrides(ema=True))
+    return dataclasses.replace(checkpoint, state=other.state)
+
+
+MISREADINGS: tuple[Misreading, ...] = (
+    Misreading("softmax for sigmoid", "multi-label", _configured(problem_type=SINGLE_LABEL)),
+    Misreading("sigmoid for softmax", "transformers", _configured(problem_type=MULTI_LABEL)),
+    Misreading("softmax for values", "regression", _configured(problem_type=SINGLE_LABEL)),
+    Misreading("values for softmax", "timm", _configured(problem_type=REGRESSION)),
+    Misreading("BGR for RGB", "timm", _prepared(channel_order="BGR")),
+    Misreading("RGB for BGR", "transformers", _prepared(channel_order="RGB")),
+    Misreading("RGB for BGR in a segmenter", "segmenter", _prepared(channel_order="RGB")),
+    Misreading("RGB for BGR in features", "features", _prepared(channel_order="RGB")),
+    Misreading("mean dropped", "normalized", _prepared(mean=(0.0,))),
+    Misreading("mean and deviation dropped", "timm", _prepared(mean=(0.0,), std=(1.0,))),
+    Misreading("means of the channels exchanged", "normalized", _prepared(mean=(0.406, 0.456, 0.485))),
+    Misreading("pixels not scaled", "transformers", _prepared(scale=1.0)),
+    Misreading("rows of the head exchanged", "transformers", _head_exchanged("classifier")),
+    Misreading("rows of a segmenter's head exchanged", "segmenter", _head_exchanged("head.classifier")),
+    Misreading("class names reversed", "transformers", _labels_reversed),
+    Misreading("label_names reversed", "timm", _labels_reversed),
+    Misreading("relu for silu", "timm", _configured(hidden_act="relu")),
+    Misreading("gelu for silu", "transformers", _configured(hidden_act="gelu")),
+    Misreading("maximum for the mean", "transformers", _configured(global_pool="max")),
+    Misreading("mean for the maximum", "timm, max", _configured(global_pool="avg")),
+    Misreading("2 heads for 4", "transformers", _configured(num_attention_heads=2)),
+    Misreading("output stride 16 for 32", "transformers", _configured(output_stride=16)),
+    Misreading("output stride 8 for 16 in a segmenter", "segmenter", _configured(output_stride=8)),
+    Misreading("atrous rates 1, 2, 3 for 6, 12, 18", "segmenter", _configured(atrous_rates=(1, 2, 3))),
+    Misreading("stretched for the shorter edge", "transformers", _prepared(resize=(72, 72))),
+    Misreading("the shorter edge for stretched", "stretched", _prepared(resize=SIDE)),
+    Misreading("nearest for bilinear", "transformers", _prepared(interpolation="nearest")),
+    Misreading("bilinear for bicubic", "timm", _prepared(interpolation="bilinear")),
+    Misreading("no margin around the crop", "timm", _prepared(resize=SIDE)),
+    Misreading("averaged for plain weights", "timm, average", _averaged),
+)
+
+
+@contextlib.contextmanager
+def misread(misreading: Misreading) -> Iterator[None]:
+    """Let converter and validator misread their checkpoints."""
+
+    def load(*arguments: Any, **keywords: Any) -> Checkpoint:
+        return misreading.apply(load_checkpoint(*arguments, **keywords))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("checkpoints.load", "validation.original"):
+            patch.setattr(f"mobilevit_coreml.{module}.load_checkpoint", load)
+        yield
