@@ -18,7 +18,7 @@ from mobilevit_coreml.checkpoints import hugging_face, timm
 from mobilevit_coreml.config import CLASSIFICATION, VARIANTS, MobileViTConfig
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, default_preprocessing
-from tests.peers import make_torchvision_importable
+from mobilevit_coreml.validation.framework_worker import make_torchvision_importable
 from tests.test_preprocessing import drawn
 
 make_torchvision_importable()
