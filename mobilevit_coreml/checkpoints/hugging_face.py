@@ -128,8 +128,8 @@ def read_config(values: Mapping[str, Any], source: str, **given: Any) -> MobileV
     for name in architectures if isinstance(architectures, list) else [architectures]:
         if name not in ARCHITECTURES:
             raise CheckpointError(
-                f"{source}: architectures: expected {', '.join(ARCHITECTURES)}, got {name!r:.60}; if your class computes "
-                "the same, write one of these"
+                f"{source}: architectures: expected {', '.join(ARCHITECTURES)}, got {name!r:.60}; write one of "
+                "these if your class computes the same"
             )
     count = parameters.pop("num_labels", 2)  # transformers leaves both out for its default of two classes
     try:
