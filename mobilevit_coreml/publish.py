@@ -79,7 +79,11 @@ def staging(path: Path) -> Iterator[Path]:
     with writing(path):
         directory = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     try:
-        with _locked(directory):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # file systems without locks do without
+                file = stack.enter_context((directory / "unlocked").open("wb"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+                (directory / "unlocked").rename(directory / LOCK)  # a LOCK without a lock is a dead process's
             yield directory / path.name
     finally:
         _remove(directory)
@@ -88,18 +92,6 @@ def staging(path: Path) -> Iterator[Path]:
 def destination(staged: Path) -> Path:
     """The path beside which `staging` made this one."""
     return staged.parent.with_name(staged.name)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a staging directory; file systems that have none do without."""
-    unlocked = directory / "unlocked"
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file: IO[bytes] = stack.enter_context(unlocked.open("wb"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-            unlocked.rename(directory / LOCK)  # only now, so that a LOCK without a lock is a dead process's
-        yield
 
 
 def remove_stale(path: Path) -> None:

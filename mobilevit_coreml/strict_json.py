@@ -3,7 +3,9 @@
 Every parser reads it: numbers that JSON does not have are the texts "inf", "-inf" and "nan".
 """
 
+import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import reprlib
@@ -11,6 +13,8 @@ import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mobilevit_coreml.errors import os_error_text
 
 T = TypeVar("T")
 
@@ -54,7 +58,7 @@ def read_json(path: Path, max_size: int) -> Any:
         with path.open("rb") as file:
             content = file.read(max_size + 1)
     except OSError as error:
-        raise JsonError(f"expected a file to read, got {error.strerror}") from None
+        raise JsonError(f"expected a file to read, got {os_error_text(error)}") from None
     if len(content) > max_size:
         raise JsonError(f"expected at most {max_size} bytes, got more")
     return parse_json(content)
@@ -102,12 +106,11 @@ def _load(kind: Any, value: Any, where: str) -> Any:
 
 def _load_dataclass(kind: Any, value: Any, where: str) -> Any:
     values, types = _object(value, where), get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = inspect.signature(kind).parameters
     if unknown := values.keys() - fields.keys():
         raise JsonError(f"{where}: expected only {', '.join(fields)}, got {_quoted.repr(min(unknown))}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if field.default is field.empty and name not in values:
             raise JsonError(f"{where}: expected {name}, got none")
     found = {name: _load(types[name], entry, f"{where}.{name}") for name, entry in values.items()}
     try:
@@ -145,11 +148,9 @@ def _load_entries(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
 def _load_scalar(kind: Any, value: Any, where: str) -> Any:
     """A float may also be an int or a text of NOT_FINITE; a bool is neither int nor float."""
     if kind is float and not isinstance(value, bool):
-        if isinstance(value, int | float) or (isinstance(value, str) and value in NOT_FINITE):
-            try:
+        if isinstance(value, int | float) or value in NOT_FINITE:
+            with contextlib.suppress(OverflowError):
                 return float(value)
-            except OverflowError:
-                pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise JsonError(f"{where}: expected {NAMES[kind]}, got {_quoted.repr(value)}")

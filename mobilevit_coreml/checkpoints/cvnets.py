@@ -62,7 +62,7 @@ CONFIG = Fields(
     read="model.classification.mit.number_heads model.classification.activation.name model.activation.name "
     "model.segmentation.output_stride model.segmentation.activation.name model.segmentation.deeplabv3.aspp_rates "
     "image_augmentation.resize.enable image_augmentation.resize.size image_augmentation.resize.interpolation "
-    "image_augmentation.center_crop.enable image_augmentation.center_crop.size",
+    "image_augmentation.center_crop.enable image_augmentation.center_crop.size stats.val",
     unused={
         "of training": "common.* ddp.* ema.* loss.* optim.* optimizer.* scheduler.* sampler.* stats.* teacher.* "
         "taskname dataset.* image_augmentation.random_* image_augmentation.auto_augment.* "
@@ -125,6 +125,8 @@ def read_config(
         config = dataclasses.replace(config, **network)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{source}: {error}") from None
+    if "stats.val" in fields and preprocessing.channel_order == "BGR":
+        preprocessing = dataclasses.replace(preprocessing, channel_order="RGB")  # v0.1, with OpenCV, had stats.name
     return config, _preprocessing(fields, preprocessing, source)
 
 

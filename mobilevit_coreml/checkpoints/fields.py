@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mobilevit_coreml.errors import CheckpointError
-from mobilevit_coreml.preprocessing import MAX_SIDE, is_side
+from mobilevit_coreml.preprocessing import MAX_SCALE, MAX_SIDE, is_side
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def sides_of(value: object, name: str, source: str) -> tuple[int, int]:
 def numbers_of(value: object, name: str, source: str) -> tuple[float, ...]:
     """A list of numbers, or one; raises CheckpointError for anything else."""
     values: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if not values or any(isinstance(one, bool) or not isinstance(one, int | float) for one in values):
+    kinds = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    if not values or not kinds or not all(abs(one) <= MAX_SCALE for one in values):
         raise CheckpointError(
             f"{source}: {name}: expected a number for each channel, got {value!r:.60}; check the file"
         )

@@ -57,7 +57,7 @@ CONFIG = Fields(
     unused={
         "origin and versions": "_name_or_path name_or_path transformers_version transformers_weights _commit_hash "
         "model_revision license tags",
-        "storage of the weights": "torch_dtype dtype tf_legacy_loss",
+        "storage of the weights, and how they are run": "torch_dtype dtype tf_legacy_loss torchscript",
         "outputs of the Python object": "return_dict return_dict_in_generate output_hidden_states output_attentions "
         "output_scores use_cache _attn_implementation_autoset attn_implementation _attn_implementation",
         "the inverse of id2label": "label2id",
@@ -71,7 +71,7 @@ CONFIG = Fields(
         "task_specific_params temperature tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p "
         "typical_p vocab_size",
     },
-    fixed={"pruned_heads": ({},), "torchscript": (False, True), "use_bfloat16": (False,), "sparse": (False,)},
+    fixed={"pruned_heads": ({},), "use_bfloat16": (False,)},
 )
 ARCHITECTURES = ("MobileViTModel", "MobileViTForImageClassification", "MobileViTForSemanticSegmentation")
 
@@ -123,8 +123,14 @@ def read_config(values: Mapping[str, Any], source: str, **given: Any) -> MobileV
             f"{source}: expected model_type 'mobilevit', got {model_type!r}; only MobileViT v1 is handled"
         )
     parameters = CONFIG.select(values, source)
-    for key in ("model_type", "architectures"):
-        parameters.pop(key, None)
+    parameters.pop("model_type", None)
+    architectures = parameters.pop("architectures", [])
+    for name in architectures if isinstance(architectures, list) else [architectures]:
+        if name not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{source}: architectures: expected {', '.join(ARCHITECTURES)}, got {name!r:.60}; write one of "
+                "these if your class computes the same"
+            )
     count = parameters.pop("num_labels", 2)  # transformers leaves both out for its default of two classes
     try:
         if "id2label" not in given and "id2label" not in parameters:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mobilevit_coreml.checkpoints import cvnets, hugging_face, timm
 from mobilevit_coreml.checkpoints.files import (
     FOREIGN_SUFFIXES,
+    Saved,
     read_json_object,
     read_weights,
     refuse_foreign,
@@ -19,6 +20,7 @@ from mobilevit_coreml.checkpoints.files import (
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.naming import (
     LOSS,
+    Naming,
     has_expansion,
     head_keys,
     infer_config,
@@ -183,74 +185,32 @@ def _from_file(
 ) -> Checkpoint:
     """Checkpoint in a weights file; `files` are those of SETTINGS_FILES that are beside it."""
     saved = read_weights(path)
-    notices = []
-    has = {True: saved.averaged, False: saved.tensors}
-    if overrides.ema is not None and not has[overrides.ema]:
-        option, wanted = ("--ema", "averaged") if overrides.ema else ("--no-ema", "plain")
-        raise CheckpointError(f"weights {name}: expected {wanted} weights ({option}), got none; leave the option out")
-    if saved.averaged and saved.tensors and overrides.ema is None:
-        notices.append("the file has plain and averaged weights (EMA): took the plain; --ema the averaged ones")
-    all_tensors = has[not saved.tensors if overrides.ema is None else overrides.ema]
-    naming, tensors = recognize(all_tensors, NAMINGS, name)
-    left_out = [key for key in all_tensors if LOSS.fullmatch(key)]
-    if left_out:
-        notices.append(f"left out {', '.join(left_out[:3])}: of the loss")
+    tensors, notices = _chosen_weights(saved, overrides.ema, name)
+    naming, tensors = recognize(tensors, NAMINGS, name)
     if task != Task.FEATURES:
         tensors = with_linear_heads(tensors, naming, name)
-    trained = infer_task(tensors, naming)
-    if trained == Task.FEATURES and task is None and head_keys(tensors, naming):
-        raise CheckpointError(
-            f"weights {name}: expected a linear head, or DeepLabV3's, got {', '.join(head_keys(tensors, naming)[:3])}; "
-            "train such a head, or leave it out with --task features"
-        )
+    trained = _trained_task(tensors, naming, task, name)
     task = task or trained
-    if task not in (trained, Task.FEATURES):
-        raise CheckpointError(
-            f"weights {name}: expected weights for {task} (--task), got weights for {trained} (from their keys); "
-            "drop --task or give other weights"
-        )
     inferred = infer_config(tensors, naming, trained)
     given = overrides.config()
     if overrides.labels is not None:
         given["id2label"] = placeholder_labels(inferred.num_labels)
-    settings = read_json_object(files["config.json"]) if "config.json" in files else {}
     order = GRAY if inferred.num_channels == 1 else naming.channel_order
     preprocessing = default_preprocessing(trained, inferred.image_hw, order)
-    assumed: tuple[str, ...] = ()
+    settings = read_json_object(files["config.json"]) if "config.json" in files else {}
     if naming is timm.TIMM:
         config, preprocessing = timm.read(settings, saved.arguments, inferred, name, **given)
-        if not settings and not saved.arguments:
-            assumed = (
-                "crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)",
-                _assumed_pixels(preprocessing, naming.name, overrides),
-            )
-    elif settings:
-        config = hugging_face.read_config(settings, f"{name}: config.json", **given)
-        preprocessing = preprocessing.with_crop(config.image_hw)
+        assumed = [] if settings or saved.arguments else ["crop 0.9, bicubic (assumed: timm's for mobilevit)"]
+        assumed += [] if settings or saved.arguments else [_assumed_pixels(preprocessing, naming.name, overrides)]
     else:
-        config = inferred
-        if naming is cvnets.CVNETS and "config.yaml" in files:
-            config, preprocessing = cvnets.read_config(
-                files["config.yaml"], config, preprocessing, trained, f"{name}: config.yaml"
-            )
-        else:
-            assumed = (_assumed_network(dataclasses.replace(config, **given), task, given),)
-        config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **given})
-        if config.num_labels == 1 and task == Task.CLASSIFICATION:
-            config = dataclasses.replace(config, problem_type=REGRESSION)
-            assumed += ("one output: its value as it is (assumed: regression)",)
+        config, preprocessing, assumed = _network(naming, settings, files, inferred, preprocessing, task, name, given)
+        preprocessing, more = _pixels(naming, files, preprocessing, overrides, name)
+        assumed += more
     if task != Task.FEATURES and config.num_labels != inferred.num_labels:
         raise LabelsError(
             f"{name}: config.json: expected the names of {inferred.num_labels} classes, as the head has, "
             f"got {config.num_labels}; --labels FILE names them"
         )
-    if naming is not timm.TIMM:
-        if "preprocessor_config.json" in files:
-            values, where = read_json_object(files["preprocessor_config.json"]), f"{name}: preprocessor_config.json"
-            preprocessing, more = hugging_face.read_preprocessor(values, preprocessing, where)
-            assumed += more
-        else:
-            assumed += (_assumed_pixels(preprocessing, naming.name, overrides),)
     config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **overrides.config()})
     checkpoint = Checkpoint(
         task,
@@ -260,10 +220,82 @@ def _from_file(
         preprocessing,
         WeightsSource(name, naming.name, sha256=sha256_of(path)),
         tuple(filter(None, assumed)),
-        tuple(notices),
+        notices,
         path,
     )
     return _overridden(checkpoint, overrides)
+
+
+def _chosen_weights(saved: Saved, ema: bool | None, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The plain or the averaged tensors of a file, and what the user should know of them."""
+    has = {True: saved.averaged, False: saved.tensors}
+    if ema is not None and not has[ema]:
+        option, wanted = ("--ema", "averaged") if ema else ("--no-ema", "plain")
+        raise CheckpointError(f"weights {name}: expected {wanted} weights ({option}), got none; leave the option out")
+    tensors = has[not saved.tensors if ema is None else ema]
+    notices = []
+    if saved.averaged and saved.tensors and ema is None:
+        notices.append("the file has plain and averaged weights (EMA): took the plain; --ema the averaged ones")
+    left_out = [key for key in tensors if LOSS.fullmatch(key)]
+    if left_out:
+        notices.append(f"left out {', '.join(left_out[:3])}: of the loss")
+    return tensors, tuple(notices)
+
+
+def _trained_task(tensors: Mapping[str, Tensor], naming: Naming, task: Task | None, name: str) -> Task:
+    """The task that weights were trained for; CheckpointError where `task` cannot be had of them."""
+    trained = infer_task(tensors, naming)
+    head = head_keys(tensors, naming)
+    if trained == Task.FEATURES and task is None and head:
+        raise CheckpointError(
+            f"weights {name}: expected a linear head, or DeepLabV3's, got {', '.join(head[:3])}; "
+            "train such a head, or leave it out with --task features"
+        )
+    if task not in (None, trained, Task.FEATURES):
+        raise CheckpointError(
+            f"weights {name}: expected weights for {task} (--task), got weights for {trained} (from their keys); "
+            "drop --task or give other weights"
+        )
+    return trained
+
+
+def _network(
+    naming: Naming,
+    settings: Mapping[str, Any],
+    files: Mapping[str, Path],
+    inferred: MobileViTConfig,
+    preprocessing: Preprocessing,
+    task: Task,
+    name: str,
+    given: Mapping[str, Any],
+) -> tuple[MobileViTConfig, Preprocessing, list[str]]:
+    """Configuration, preprocessing as far as its file tells, and assumptions: of transformers, cvnets, or bare."""
+    if settings:
+        config = hugging_face.read_config(settings, f"{name}: config.json", **given)
+        return config, preprocessing.with_crop(config.image_hw), []
+    config, assumed = inferred, []
+    if naming is cvnets.CVNETS and "config.yaml" in files:
+        config, preprocessing = cvnets.read_config(
+            files["config.yaml"], config, preprocessing, task, f"{name}: config.yaml"
+        )
+    else:
+        assumed.append(_assumed_network(dataclasses.replace(config, **given), task, given))
+    config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **given})
+    if config.num_labels == 1 and task == Task.CLASSIFICATION:
+        config = dataclasses.replace(config, problem_type=REGRESSION)
+        assumed.append("one output: its value as it is (assumed: regression)")
+    return config, preprocessing, assumed
+
+
+def _pixels(
+    naming: Naming, files: Mapping[str, Path], default: Preprocessing, overrides: CheckpointOverrides, name: str
+) -> tuple[Preprocessing, list[str]]:
+    """Preprocessing by transformers' file, where there is one, and assumptions."""
+    if "preprocessor_config.json" not in files:
+        return default, [_assumed_pixels(default, naming.name, overrides)]
+    values, where = read_json_object(files["preprocessor_config.json"]), f"{name}: preprocessor_config.json"
+    preprocessing, assumed = hugging_face.read_preprocessor(values, default, where)
+    return preprocessing, [] if overrides.mean and overrides.std else list(assumed)
 
 
 def _overridden(checkpoint: Checkpoint, overrides: CheckpointOverrides) -> Checkpoint:
@@ -300,13 +332,19 @@ def _assumed_network(config: MobileViTConfig, task: str, given: Mapping[str, Any
     if task == Task.SEGMENTATION:
         values["atrous_rates"] = f"atrous rates {' '.join(map(str, config.atrous_rates))}"
     texts = ", ".join(text for name, text in values.items() if name not in given)
-    return f"no config.json next to the weights: assumed {texts}{labels}; if that is wrong, give the directory"
+    options = " ".join(f"--{name.replace('_', '-')}" for name in values if name not in given)
+    return f"no config.json next to the weights: assumed {texts}{labels}; others: {options}, or give the directory"
 
 
 def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: CheckpointOverrides) -> str:
     """What weights without a description of their images do not determine; "" where the user gave it."""
+    cvnets_order = {
+        "BGR": "ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB",
+        "RGB": "ml-cvnets v0.2 or later, by its config.yaml: else --channel-order BGR",
+        GRAY: "",
+    }
     by = {
-        "cvnets": "ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB",
+        "cvnets": cvnets_order[preprocessing.channel_order],
         "Hugging Face": "no preprocessor_config.json: as Apple's models; others: --channel-order RGB",
         "timm": "no config.json: timm's for mobilevit; others: --channel-order BGR",
     }.get(naming, "no file says: --channel-order RGB")

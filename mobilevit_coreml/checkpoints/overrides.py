@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+NETWORK = ("hidden_act", "num_attention_heads", "patch_size", "output_stride", "atrous_rates")
 Size = tuple[int, int]  # height, width
 
 
@@ -13,8 +14,8 @@ class CheckpointOverrides:
 
     `labels` is a file as in `read_labels`, `channel_order` BGR or RGB; `mean` and `std` are one number or one for
     each of red, green and blue, of pixels from 0 to 1. `image_sizes` are (height, width) in pixels. `hidden_act`,
-    `num_attention_heads`, `output_stride` and `atrous_rates` are fields of MobileViTConfig. `ema` takes the average
-    of the weights, or not, where a file has both.
+    `num_attention_heads`, `patch_size`, `output_stride` and `atrous_rates` are fields of MobileViTConfig. `ema` takes
+    the average of the weights, or not, where a file has both.
     """
 
     labels: str | os.PathLike[str] | None = None
@@ -23,13 +24,15 @@ class CheckpointOverrides:
     std: tuple[float, ...] | None = None
     image_sizes: tuple[Size, ...] = ()
     hidden_act: str | None = None
+    num_attention_heads: int | None = None
+    patch_size: int | None = None
     output_stride: int | None = None
     atrous_rates: tuple[int, ...] | None = None
     ema: bool | None = None
 
     def config(self) -> dict[str, Any]:
         """Fields of the configuration that are given."""
-        fields = {name: getattr(self, name) for name in ("hidden_act", "output_stride", "atrous_rates")}
+        fields = {name: getattr(self, name) for name in NETWORK}
         if self.image_sizes:
             fields["image_size"] = self.image_sizes[0]
         return {name: value for name, value in fields.items() if value is not None}

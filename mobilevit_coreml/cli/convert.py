@@ -73,6 +73,8 @@ def _add_checkpoint(group: Any) -> None:
             f"--{name}", type=float, nargs="+", metavar="N", help=f"{text}: a number, or one each for R, G and B"
         )
     group.add_argument("--hidden-act", metavar="NAME", help=f"activation: {', '.join(ACTIVATIONS)}")
+    group.add_argument("--num-attention-heads", type=int, metavar="N", help="heads of each attention layer")
+    group.add_argument("--patch-size", type=int, metavar="N", help="side of an attention patch, cells of the map")
     group.add_argument("--output-stride", type=int, metavar="N", help="of a segmenter's backbone: 8, 16 or 32")
     group.add_argument("--atrous-rates", type=int, nargs=3, metavar="N", help="of DeepLabV3's three dilated branches")
     group.add_argument(

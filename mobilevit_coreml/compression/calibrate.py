@@ -1,5 +1,6 @@
 """Calibration with images: the inputs of each layer, and its sensitivity: the noise at the output for its errors."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,8 @@ def calibrate(
     model: Model, layers: Mapping[str, Layer], crops: Tensor, progress: Progress = silent
 ) -> dict[str, Statistics]:
     """Statistics of the layers of a folded model over crops (N, 3, H, W)."""
-    batches, probed = crops.split(BATCH), _spread(crops, PROBED)
+    batches = crops.split(BATCH)
+    probed = crops[torch.linspace(0, len(crops) - 1, min(PROBED, len(crops))).round().long()]
     total, done = len(batches) + len(probed), itertools.count(1)
 
     def advance() -> None:
@@ -132,14 +134,12 @@ def _inputs(
 
         return add
 
-    handles = [layer.register_forward_hook(hook(path)) for path, layer in layers.items()]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(hook(path)))
         for batch in batches:
             model(batch)
             advance()
-    finally:
-        for handle in handles:
-            handle.remove()
     return {path: (moments[path] / counts[path], totals[path] / counts[path]) for path in layers}
 
 
@@ -173,7 +173,3 @@ def _gradients(
         for weight in weights:
             weight.requires_grad_(False)
     return {path: torch.stack(entries) for path, entries in gradients.items()}
-
-
-def _spread(crops: Tensor, count: int) -> Tensor:
-    return crops[torch.linspace(0, len(crops) - 1, min(count, len(crops))).round().long()]

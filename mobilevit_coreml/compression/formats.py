@@ -41,10 +41,6 @@ class Format:
             return "iOS18"
         return "iOS16"
 
-    def fits(self, channels: int) -> bool:
-        """True if the group size divides the output channels."""
-        return self.group_size is None or channels % self.group_size == 0
-
     def stored_bytes(self, shape: tuple[int, ...], precision: str) -> int:
         """Bytes that a weight of this shape takes in a package of a precision, fp16 or fp32, to some tens."""
         size, width = math.prod(shape), UNCOMPRESSED[precision].bits // 8

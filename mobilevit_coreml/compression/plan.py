@@ -166,13 +166,13 @@ def _other_weights(model: Model, layers: Mapping[str, Layer], precision: str) ->
 
 
 def _check_groups(scheme: Format, layers: Mapping[str, Layer]) -> None:
-    wrong = {path: len(layer.weight) for path, layer in layers.items() if not scheme.fits(len(layer.weight))}
+    channels = {path: len(layer.weight) for path, layer in layers.items()}
+    wrong = [path for path, count in channels.items() if count % (scheme.group_size or count)]
     if wrong:
-        path, channels = next(iter(wrong.items()))
-        divisor = math.gcd(*(len(layer.weight) for layer in layers.values()))
+        first, more = wrong[0], len(wrong) - 1
         raise ConversionError(
-            f"group_size: expected a divisor of every layer's output channels, such as {divisor}, got "
-            f"{scheme.group_size}, no divisor of {channels} ({path}, and {len(wrong) - 1} layers more); choose one"
+            f"group_size: expected a divisor of every layer's output channels, such as {math.gcd(*channels.values())}, "
+            f"got {scheme.group_size}, no divisor of {channels[first]} ({first}, and {more} layers more); choose one"
         )
 
 
@@ -194,47 +194,47 @@ def _candidates(
 def _candidates_of(
     weight: Tensor, formats: Sequence[Format], precision: str, statistics: Statistics | None
 ) -> list[Candidate]:
-    """A weight in each format, in the way of least noise; without statistics noise is unknown, NaN."""
+    """A weight in each format, encoded with the least noise; without statistics noise is unknown, NaN."""
     compensation = None if statistics is None else compensation_of(statistics.moments)
-    ways = [(form, one) for form in formats for one in _encodings(weight, form, statistics, compensation)]
-    noises = [math.nan] * len(ways)
+    encodings = [
+        (format, encoded) for format in formats for encoded in _encodings(weight, format, statistics, compensation)
+    ]
+    noises = [math.nan] * len(encodings)
     if statistics is not None:
-        noises = statistics.noises([_stored(weight, form, one) - weight for form, one in ways])
+        noises = statistics.noises([_stored(weight, format, encoded) - weight for format, encoded in encodings])
     best: dict[Format, Candidate] = {}
-    for (form, encoded), noise in zip(ways, noises, strict=True):
-        if form not in best or noise < best[form].noise:
-            best[form] = Candidate(form, form.stored_bytes(tuple(weight.shape), precision), noise, encoded)
+    for (format, encoded), noise in zip(encodings, noises, strict=True):
+        if format not in best or noise < best[format].noise:
+            best[format] = Candidate(format, format.stored_bytes(tuple(weight.shape), precision), noise, encoded)
     return list(best.values())
 
 
 def _encodings(
-    weight: Tensor, form: Format, statistics: Statistics | None, compensation: Compensation | None
+    weight: Tensor, format: Format, statistics: Statistics | None, compensation: Compensation | None
 ) -> list[Encoded | None]:
     """A weight in a format, its values fitted in one way or two."""
-    if form.kind == FLOAT:
+    if format.kind == FLOAT:
         return [None]
-    if statistics is None:
-        return [encode(weight, form, torch.ones_like(weight), None)]
-    return [encode(weight, form, importance, compensation) for importance in _importances(weight, form, statistics)]
+    return [encode(weight, format, importance, compensation) for importance in _importances(weight, format, statistics)]
 
 
-def _stored(weight: Tensor, form: Format, encoded: Encoded | None) -> Tensor:
+def _stored(weight: Tensor, format: Format, encoded: Encoded | None) -> Tensor:
     if encoded is not None:
         return torch.from_numpy(encoded.decode())
-    return weight.half().float() if form == FP16 else weight
+    return weight.half().float() if format == FP16 else weight
 
 
-def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequence[Tensor]:
+def _importances(weight: Tensor, format: Format, statistics: Statistics | None) -> Sequence[Tensor]:
     """Weights of the fit of a format's values: all equal, or by their inputs' power and their outputs' sensitivity.
 
     Half of the latter, in decibels: all of it makes lookup tables for few weights, and leaves the others far from any
     value.
     """
     equal = torch.ones_like(weight)
-    if form.kind == INTEGER:
+    if statistics is None or format.kind == INTEGER:
         return [equal]
     inputs = statistics.moments.diagonal()
-    if form.kind == SPARSE:  # Wanda's measure (Sun et al. 2023)
+    if format.kind == SPARSE:  # Wanda's measure (Sun et al. 2023)
         return [inputs.sqrt().expand(len(weight), -1).reshape(weight.shape)]
     outputs = (statistics.gradients.float() ** 2).mean((0, 2))
     return [equal, (outputs[:, None] * inputs).sqrt().reshape(weight.shape)]
@@ -243,10 +243,8 @@ def _importances(weight: Tensor, form: Format, statistics: Statistics) -> Sequen
 def _bias_shifts(
     layers: Mapping[str, Layer], encoded: Mapping[str, Encoded], statistics: Mapping[str, Statistics]
 ) -> dict[str, Tensor]:
-    shifts = {}
-    for path, one in encoded.items():
-        layer = layers[path]
-        if layer.bias is not None and path in statistics:
-            error = layer.weight.detach() - torch.from_numpy(one.decode())
-            shifts[path] = error.flatten(1) @ statistics[path].means
-    return shifts
+    return {
+        path: (layers[path].weight.detach() - torch.from_numpy(one.decode())).flatten(1) @ statistics[path].means
+        for path, one in encoded.items()
+        if layers[path].bias is not None and path in statistics
+    }

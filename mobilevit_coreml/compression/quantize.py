@@ -32,11 +32,9 @@ class Encoded:
         """The weight's values; those of integers are rounded once more, to fp16, in an fp16 package."""
         if self.format.kind == SPARSE:
             return self.codes
-        channels = self.codes.shape[0]
         if self.format.kind == INTEGER:
-            return self.codes * self.values.reshape(channels, *[1] * (self.codes.ndim - 1))
-        groups = len(self.values)
-        indices = self.codes.reshape(groups, -1).astype(np.int64)
+            return self.codes * self.values.reshape(-1, *[1] * (self.codes.ndim - 1))
+        indices = self.codes.reshape(len(self.values), -1).astype(np.int64)
         return np.take_along_axis(self.values, indices, axis=1).reshape(self.codes.shape)
 
 
@@ -123,8 +121,7 @@ class _Mask:
 
 def _scales(matrix: Tensor, format: Format) -> Tensor:
     """A scale for each output channel, exact in fp16."""
-    limit = 2 ** (format.bits - 1) - 1
-    scales = matrix.abs().amax(1) / limit
+    scales = matrix.abs().amax(1) / (2 ** (format.bits - 1) - 1)
     return _half(scales).clamp_min(torch.finfo(torch.float16).smallest_normal)
 
 

@@ -10,7 +10,7 @@ from mobilevit_coreml.compression.schemes import Budget
 from mobilevit_coreml.errors import ConversionError
 
 CURVE = (0.35, 0.5, 0.7)  # sizes beside the chosen one and the uncompressed, as shares of the latter
-NEAR = 0.02  # likewise: a point closer to the chosen one tells nothing
+NEAR = 0.02  # share of the uncompressed size: no point of the curve is closer to the chosen one
 CURVE_BYTES = 256  # of the curve in the record of the package that is chosen, at most
 SPARE = 256  # bytes beside those that a package was out by: estimates are out by some hundred
 UNUSED = 0.002  # share of a size that is not worth another package
@@ -35,7 +35,7 @@ class Candidate:
 
 
 Candidates = Mapping[str, Sequence[Candidate]]  # by the layer's path
-Choice = Mapping[str, Candidate]  # likewise
+Choice = Mapping[str, Candidate]  # by the layer's path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,6 @@ def choose(candidates: Candidates, budget: float) -> dict[str, Candidate]:
 def total_bytes(choice: Choice) -> int:
     """Bytes of all layers together."""
     return sum(one.bytes for one in choice.values())
-
-
-def total_noise(choice: Choice) -> float:
-    """Power of the output's noise, relative to its own."""
-    return sum(one.noise for one in choice.values())
 
 
 def meet(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mobilevit_coreml._coremltools import AbstractGraphPass, ct, mb, register_pass, types
-from mobilevit_coreml.compression.formats import INTEGER, SPARSE
+from mobilevit_coreml.compression.formats import PALETTE, SPARSE
 from mobilevit_coreml.compression.quantize import Encoded
 from mobilevit_coreml.model.ops import NAMESPACE
 from mobilevit_coreml.operation_names import operation_name
@@ -31,7 +31,7 @@ class store_encoded(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # c
         with function:
             for op in [op for op in function.operations if op.op_type in WEIGHTED and op.name in remaining]:
                 weight = op.weight
-                dense = (_decode_ios18 if is_ios18 else _decode_ios16)(remaining.pop(op.name), weight)
+                dense = _decode(remaining.pop(op.name), weight, is_ios18)
                 function.replace_uses_of_var_after_op(
                     anchor_op=weight.op, old_var=weight, new_var=dense, force_replace=True
                 )
@@ -40,52 +40,33 @@ class store_encoded(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # c
             raise ValueError(f"no operation for the weights of {', '.join(remaining)}")
 
 
-def _decode_ios16(encoded: Encoded, weight: Any) -> Any:
-    values = encoded.values.astype(weight.val.dtype)
-    if encoded.format.kind == SPARSE:
-        nonzero = encoded.codes.reshape(-1) != 0
+def _decode(encoded: Encoded, weight: Any, is_ios18: bool) -> Any:
+    """The operation that decodes a weight. Before iOS 18 it takes packed bits, and the shape as an argument."""
+    kind, bits = encoded.format.kind, encoded.format.bits
+    codes, values = encoded.codes.reshape(weight.shape), encoded.values.astype(weight.val.dtype)
+    ones = [1] * (codes.ndim - 1)
+    shape = {} if is_ios18 else {"shape": np.array(codes.shape, np.uint32)}
+    if kind == SPARSE:
+        mask = codes != 0
         return mb.constexpr_sparse_to_dense(
-            nonzero_data=encoded.codes.reshape(-1)[nonzero].astype(weight.val.dtype),
-            mask=np.packbits(nonzero, bitorder="little"),
-            shape=np.array(weight.shape, np.uint32),
+            nonzero_data=codes[mask].astype(weight.val.dtype),
+            mask=mask.astype(_dtype("uint1")) if is_ios18 else np.packbits(mask, bitorder="little"),
             before_op=weight.op,
+            **shape,
         )
-    if encoded.format.kind == INTEGER:
-        return mb.constexpr_affine_dequantize(
-            quantized_data=encoded.codes.reshape(weight.shape),
-            zero_point=np.int8(0),
-            scale=values,
-            axis=np.int32(0),
+    if kind == PALETTE:
+        return mb.constexpr_lut_to_dense(
+            indices=codes.astype(_dtype(f"uint{bits}")) if is_ios18 else _packed(codes, bits),
+            lut=values.reshape(len(values), *ones, -1, 1) if is_ios18 else values[0],
             before_op=weight.op,
+            **shape,
         )
-    return mb.constexpr_lut_to_dense(
-        indices=_packed(encoded.codes, encoded.format.bits),
-        lut=values[0],
-        shape=np.array(weight.shape, np.uint32),
-        before_op=weight.op,
-    )
-
-
-def _decode_ios18(encoded: Encoded, weight: Any) -> Any:
-    ones = [1] * (len(weight.shape) - 1)
-    values = encoded.values.astype(weight.val.dtype)
-    codes = encoded.codes.reshape(weight.shape)
-    if encoded.format.kind == SPARSE:
-        return mb.constexpr_sparse_to_dense(
-            nonzero_data=codes[codes != 0].astype(weight.val.dtype),
-            mask=(codes != 0).astype(_dtype("uint1")),
-            before_op=weight.op,
-        )
-    if encoded.format.kind == INTEGER:
+    if is_ios18:
         return mb.constexpr_blockwise_shift_scale(
-            data=codes.astype(_dtype(f"int{encoded.format.bits}")),
-            scale=values.reshape(-1, *ones),
-            before_op=weight.op,
+            data=codes.astype(_dtype(f"int{bits}")), scale=values.reshape(-1, *ones), before_op=weight.op
         )
-    return mb.constexpr_lut_to_dense(
-        indices=codes.astype(_dtype(f"uint{encoded.format.bits}")),
-        lut=values.reshape(len(values), *ones, -1, 1),
-        before_op=weight.op,
+    return mb.constexpr_affine_dequantize(
+        quantized_data=codes, zero_point=np.int8(0), scale=values, axis=np.int32(0), before_op=weight.op
     )
 
 

@@ -1,7 +1,6 @@
 """MIL passes that run after those of coremltools."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ class name_by_module(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801  # 
         for op, path in paths.items():
             is_only = sum(other[: len(path)] == path for other in paths.values()) == 1
             stem = "_".join(path if path and is_only else (*path, op.op_type))
-            name = next(name for name in _numbered(stem) if name not in taken)
+            numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+            name = next(name for name in numbered if name not in taken)
             taken.add(name)
             op.name = name
             for index, var in enumerate(op.outputs):
@@ -39,12 +39,6 @@ def _module_path(op: Any) -> tuple[str, ...]:
     scopes = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
     # the last scope is the value's own name
     return without_backbone(tuple(scopes[1:-1])) if scopes[:1] == ["model"] and op.op_type != "cast" else ()
-
-
-def _numbered(stem: str) -> Iterator[str]:
-    yield stem
-    for number in itertools.count(2):
-        yield f"{stem}_{number}"
 
 
 @register_pass(namespace=NAMESPACE, override=True)

@@ -32,7 +32,6 @@ PRECISIONS = {"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}
 PACKAGE_BYTES = {AttentionImplementation.SPLIT_EINSUM: 117_800, AttentionImplementation.PACKED: 83_000}
 LABEL_BYTES = 17  # beside the label itself
 COLOR_LAYOUTS = {"BGR": ct.colorlayout.BGR, "RGB": ct.colorlayout.RGB, "GRAY": ct.colorlayout.GRAYSCALE}
-DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
 def build_mlprogram(
@@ -83,7 +82,7 @@ def _output_types(task: str, options: OutputOptions) -> list[Any]:
     names = output_names(task, options)
     if task == Task.SEGMENTATION and options.type == MASK:
         return [ct.ImageType(name=name, color_layout=ct.colorlayout.GRAYSCALE) for name in names]
-    dtype = np.int32 if task == Task.SEGMENTATION and options.type == LABELS else DTYPES[options.dtype]
+    dtype = np.int32 if task == Task.SEGMENTATION and options.type == LABELS else getattr(np, options.dtype)
     return [ct.TensorType(name=name, dtype=dtype) for name in names]
 
 

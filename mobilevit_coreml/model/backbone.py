@@ -8,7 +8,6 @@ from mobilevit_coreml.config import MobileViTConfig
 from mobilevit_coreml.model.block import MobileViTBlock
 from mobilevit_coreml.model.layers import ConvLayer, InvertedResidual
 
-STEM_KERNEL = 3
 BLOCKS = {1: 1, 2: 3}  # inverted residuals in stages 1 and 2
 DEPTHS = {3: 2, 4: 4, 5: 3}  # transformer layers in stages 3, 4 and 5
 
@@ -31,7 +30,7 @@ class Backbone(nn.Module):
     def __init__(self, config: MobileViTConfig, attention: str, unfold: str, expand: bool = True) -> None:
         super().__init__()
         necks, activation = config.neck_hidden_sizes, config.hidden_act
-        self.stem = ConvLayer(config.num_channels, necks[0], STEM_KERNEL, activation, stride=2)
+        self.stem = ConvLayer(config.num_channels, necks[0], 3, activation, stride=2)
         self.stage1 = _stage(config, 1, attention, unfold)
         self.stage2 = _stage(config, 2, attention, unfold)
         self.stage3 = _stage(config, 3, attention, unfold)

@@ -22,12 +22,7 @@ class TransformerLayer(nn.Module):
         mlp_width = int(width * config.mlp_ratio)
         self.attention_norm = ChannelLayerNorm(width, config.layer_norm_eps)
         self.attention = SelfAttention(
-            width,
-            config.num_attention_heads,
-            tokens,
-            attention,
-            config.qkv_bias,
-            config.attention_probs_dropout_prob,
+            width, config.num_attention_heads, tokens, attention, config.qkv_bias, config.attention_probs_dropout_prob
         )
         self.mlp_norm = ChannelLayerNorm(width, config.layer_norm_eps)
         self.mlp_in = nn.Conv2d(width, mlp_width, 1)

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_coreml.config import MobileViTConfig, Task
 from mobilevit_coreml.model.backbone import Backbone
 from mobilevit_coreml.model.deeplab import DeepLabV3Head
-from mobilevit_coreml.model.initialization import initialize
 
 
 class ClassifierOutput(NamedTuple):
@@ -149,3 +149,13 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return F.binary_cross_entropy_with_logits(logits, labels)
     return F.cross_entropy(logits, labels)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, std: float) -> None:
+    """Initialize weights of convolutions and linear layers from N(0, std) and biases to zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

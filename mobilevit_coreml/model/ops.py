@@ -11,12 +11,6 @@ from torch import Tensor
 
 NAMESPACE = "mobilevit_coreml"
 
-_library = torch.library.Library(NAMESPACE, "DEF")
-_library.define("space_to_batch(Tensor x, int block_height, int block_width) -> Tensor")
-_library.define("batch_to_space(Tensor x, int block_height, int block_width) -> Tensor")
-_library.define("resize_bilinear(Tensor x, int height, int width) -> Tensor")
-_library.define("channel_layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor")
-
 
 def _space_to_batch(x: Tensor, block_height: int, block_width: int) -> Tensor:
     batch, channels, height, width = x.shape
@@ -42,12 +36,14 @@ def _channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> 
     return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1)
 
 
-for _name, _implementation in (
-    ("space_to_batch", _space_to_batch),
-    ("batch_to_space", _batch_to_space),
-    ("resize_bilinear", _resize_bilinear),
-    ("channel_layer_norm", _channel_layer_norm),
+_library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _parameters, _implementation in (
+    ("space_to_batch", "Tensor x, int block_height, int block_width", _space_to_batch),
+    ("batch_to_space", "Tensor x, int block_height, int block_width", _batch_to_space),
+    ("resize_bilinear", "Tensor x, int height, int width", _resize_bilinear),
+    ("channel_layer_norm", "Tensor x, Tensor weight, Tensor bias, float eps", _channel_layer_norm),
 ):
+    _library.define(f"{_name}({_parameters}) -> Tensor")
     _library.impl(_name, _implementation, "CompositeImplicitAutograd")
 
 

@@ -1,6 +1,8 @@
 """Comparison of two runs operation by operation, and value ranges relative to the fp16 limit."""
 
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,11 +73,11 @@ def compare_values(types: Mapping[str, str], reference: Mapping[str, Any], outpu
         ours, theirs = output.get(name), reference.get(name)
         if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.is_floating_point()):
             continue
+        figures = math.nan, math.inf
         if ours.numel() == theirs.numel():
             theirs = theirs.reshape(ours.shape)
-            errors.append(OperationError(name, kind, snr(theirs, ours), float((theirs - ours).abs().max())))
-        else:
-            errors.append(OperationError(name, kind, math.nan, math.inf))
+            figures = snr(theirs, ours), float((theirs - ours).abs().max())
+        errors.append(OperationError(name, kind, *figures))
     return Comparison(tuple(errors))
 
 
@@ -93,19 +95,14 @@ def module_outputs(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
     """Outputs of the modules of a PyTorch model by path, for modules that return one tensor."""
     outputs: dict[str, Tensor] = {}
 
-    def record(path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[path] = output.clone()
+    def record(path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[path] = output.clone()
 
-        return hook
-
-    handles = [module.register_forward_hook(record(path)) for path, module in model.named_modules() if path]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(functools.partial(record, path)).remove)
         model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs
 
 
@@ -113,7 +110,6 @@ def by_last_operation(modules: Mapping[str, Tensor], names: Sequence[str]) -> di
     """Module outputs by the name of the module's last operation; `names` are in program order."""
     outputs: dict[str, Tensor] = {}
     for path, output in modules.items():
-        last = next((name for name in reversed(names) if belongs_to(name, path)), None)
-        if last is not None:
+        if last := next((name for name in reversed(names) if belongs_to(name, path)), None):
             outputs.setdefault(last, output)
     return outputs

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from mobilevit_coreml._coremltools import BlobStorageReader, ct
 from mobilevit_coreml.errors import PackageError, UnsupportedError
@@ -23,27 +22,16 @@ Array = npt.NDArray[Any]
 MIL = ct.proto.MIL_pb2
 MAX_ELEMENTS = 2**31  # of one constant; 8 GiB as float32
 
-# Data types of MIL by protobuf name: (name in MIL, bits, numpy type).
-DATA_TYPES: Mapping[str, tuple[str, int, str]] = {
-    "BOOL": ("bool", 8, "bool"),
-    "STRING": ("string", 0, "object"),
-    "FLOAT16": ("fp16", 16, "float16"),
-    "FLOAT32": ("fp32", 32, "float32"),
-    "INT4": ("int4", 4, "int8"),
-    "INT8": ("int8", 8, "int8"),
-    "INT16": ("int16", 16, "int16"),
-    "INT32": ("int32", 32, "int32"),
-    "INT64": ("int64", 64, "int64"),
-    "UINT1": ("uint1", 1, "uint8"),
-    "UINT2": ("uint2", 2, "uint8"),
-    "UINT3": ("uint3", 3, "uint8"),
-    "UINT4": ("uint4", 4, "uint8"),
-    "UINT6": ("uint6", 6, "uint8"),
-    "UINT8": ("uint8", 8, "uint8"),
-    "UINT16": ("uint16", 16, "uint16"),
-    "UINT32": ("uint32", 32, "uint32"),
+# Numeric data types of MIL: (bits, numpy type).
+DATA_TYPES: Mapping[str, tuple[int, str]] = {
+    "bool": (8, "bool"),
+    "fp16": (16, "float16"),
+    "fp32": (32, "float32"),
+    "int4": (4, "int8"),
+    "int64": (64, "int64"),
+    **{f"uint{bits}": (bits, "uint8") for bits in (1, 2, 3, 4, 6)},
+    **{f"{kind}{bits}": (bits, f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32)},
 }
-_STORAGE = {name: (bits, numpy_type) for name, bits, numpy_type in DATA_TYPES.values()}
 _READERS = {"fp32": "float"}  # types with another name in coremltools' BlobStorageReader
 
 
@@ -83,21 +71,18 @@ def type_of(value_type: Any) -> tuple[str, tuple[int, ...]]:
         return "", ()
     tensor = value_type.tensorType
     known = MIL.DataType.DESCRIPTOR.values_by_number.get(tensor.dataType)
-    name = known.name if known is not None else f"type {tensor.dataType}"
     shape = tuple(
         int(dimension.constant.size) if dimension.WhichOneof("dimension") == "constant" else -1
         for dimension in tensor.dimensions
     )
-    return DATA_TYPES[name][0] if name in DATA_TYPES else name.lower(), shape
-
-
-def is_numeric(value: Any) -> bool:
-    """True for a MIL Value that is a tensor of numbers or booleans."""
-    return type_of(value.type)[0] not in ("", "string")
+    return known.name.lower().replace("float", "fp") if known is not None else f"type {tensor.dataType}", shape
 
 
 def decode(value: Any, weights: Weights) -> Any:
-    """A MIL Value as a tensor, a str for a scalar string, or a list for strings and lists."""
+    """A MIL Value as an array of the stored type, a str for a scalar string, or a list for strings and lists.
+
+    Sub-byte numbers take a byte each.
+    """
     kind = value.type.WhichOneof("type")
     if kind == "listType":
         return [decode(entry, weights) for entry in value.immediateValue.list.values]
@@ -107,25 +92,24 @@ def decode(value: Any, weights: Weights) -> Any:
     if dtype == "string":
         strings = list(value.immediateValue.tensor.strings.values)
         return strings if shape else strings[0]
-    return to_tensor(decode_array(value, weights))
+    return _decode_numbers(value, dtype, shape, weights)
 
 
-def decode_array(value: Any, weights: Weights) -> Array:
-    """A numeric MIL Value as a numpy array of the stored type; sub-byte values take a byte each."""
-    dtype, shape = type_of(value.type)
-    if dtype not in _STORAGE or any(size < 0 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+def _decode_numbers(value: Any, dtype: str, shape: tuple[int, ...], weights: Weights) -> Array:
+    count = math.prod(shape)
+    if dtype not in DATA_TYPES or any(size < 0 for size in shape) or count > MAX_ELEMENTS:
         raise PackageError(f"constant: expected a tensor of fixed size, got {dtype} {shape}; the package is damaged")
-    bits, numpy_type = _STORAGE[dtype]
+    bits, numpy_type = DATA_TYPES[dtype]
     if value.WhichOneof("value") == "blobFileValue":
         array = weights.read(value.blobFileValue.fileName, value.blobFileValue.offset, dtype)
     else:
         try:
-            array = _immediate(value.immediateValue.tensor, bits, numpy_type, math.prod(shape))
+            array = _immediate(value.immediateValue.tensor, bits, numpy_type, count)
         except (ValueError, OverflowError) as error:
             raise PackageError(f"constant: expected {dtype} {shape}, got {error}; the package is damaged") from None
-    if array.size != math.prod(shape):
+    if array.size != count:
         raise PackageError(
-            f"constant: expected {math.prod(shape)} values for shape {shape}, got {array.size}; the package is damaged"
+            f"constant: expected {count} values for shape {shape}, got {array.size}; the package is damaged"
         )
     if dtype == "int4":
         array = (array.astype(np.int8) << 4) >> 4  # sign extension of the low four bits
@@ -141,13 +125,14 @@ def _immediate(tensor: Any, bits: int, numpy_type: str, count: int) -> Array:
     return np.frombuffer(values, numpy_type)
 
 
-def to_tensor(array: Array) -> Tensor:
-    """An array as a float32, int32 (int64 stays) or bool tensor."""
-    if array.dtype.kind == "f":
-        return torch.from_numpy(np.array(array, dtype=np.float32))
-    if array.dtype.kind == "b":
-        return torch.from_numpy(np.array(array))
-    return torch.from_numpy(np.array(array, dtype=np.int64 if array.dtype.itemsize == 8 else np.int32))
+def to_tensors(value: Any) -> Any:
+    """A decoded value with its arrays as float32, int32 (int64 stays) or bool tensors."""
+    if isinstance(value, list):
+        return [to_tensors(entry) for entry in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    integer = np.int64 if value.dtype.itemsize == 8 else np.int32
+    return torch.from_numpy(np.array(value, dtype={"f": np.float32, "b": np.bool_}.get(value.dtype.kind, integer)))
 
 
 def _unpack_bits(packed: Array, bits: int, count: int) -> Array:
@@ -158,16 +143,17 @@ def _unpack_bits(packed: Array, bits: int, count: int) -> Array:
     return np.packbits(flat.reshape(count, bits), axis=1, bitorder="little")[:, 0]
 
 
-# constexpr operations, from and to numpy arrays, with the parameter names of the specification.
+# constexpr operations, from and to numpy arrays, with the parameter names of the specification. Those of
+# iOS16 have a `shape` and packed indices or masks, those of iOS18 have neither.
 
 
 def constexpr_affine_dequantize(quantized_data: Array, zero_point: Array, scale: Array, axis: Array) -> Array:
     """iOS16: scale * (quantized_data - zero_point); scale and zero_point are scalars or vectors along axis."""
     shape = [1] * quantized_data.ndim
     shape[int(axis)] = -1
-    offset, factor = (v.reshape(shape if v.ndim else ()).astype(np.float32) for v in (zero_point, scale))
-    values: Array = (quantized_data - offset) * factor
-    return values.astype(scale.dtype)
+    offset, factor = (values.reshape(shape).astype(np.float32) for values in (zero_point, scale))
+    dense: Array = (quantized_data - offset) * factor
+    return dense.astype(scale.dtype)
 
 
 def constexpr_cast(source_val: Array, output_dtype: str) -> Array:
@@ -175,109 +161,84 @@ def constexpr_cast(source_val: Array, output_dtype: str) -> Array:
     return source_val.astype(np.float32 if output_dtype == "fp32" else np.float16)
 
 
-def constexpr_lut_to_dense_packed(indices: Array, lut: Array, shape: Array) -> Array:
-    """iOS16: one lookup table; indices of log2(len(lut)) bits, packed least significant bit first."""
-    sizes = tuple(int(size) for size in shape)
-    return lut[_unpack_bits(indices, int(math.log2(lut.size)), math.prod(sizes))].reshape(sizes)
+def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Any = 0, shape: Array | None = None) -> Array:
+    """A lookup table for each group of indices, of scalars or of vectors along vector_axis.
 
-
-def constexpr_sparse_to_dense_packed(nonzero_data: Array, mask: Array, shape: Array) -> Array:
-    """iOS16: nonzero_data where the mask's bit is 1 (packed least significant bit first), zero elsewhere."""
-    sizes = tuple(int(size) for size in shape)
-    return constexpr_sparse_to_dense(nonzero_data, _unpack_bits(mask, 1, math.prod(sizes)).reshape(sizes))
-
-
-def constexpr_lut_to_dense(indices: Array, lut: Array, vector_axis: Array | None = None) -> Array:
-    """iOS18: a lookup table for each group of indices, of scalars or of vectors along vector_axis.
-
-    lut: (number of groups for each dimension of indices…, entries, vector size).
+    lut: (number of groups for each dimension of indices…, entries, vector size), or (entries,) with a `shape`.
     """
-    groups = lut.shape[:-2]
-    table = np.zeros(indices.shape, dtype=np.int64)  # index of the lookup table for each element
-    for axis, (size, count) in enumerate(zip(indices.shape, groups, strict=True)):
-        group = np.arange(size) // (size // count)
-        table = table * count + group.reshape([-1 if i == axis else 1 for i in range(indices.ndim)])
-    if indices.size * lut.shape[-1] > MAX_ELEMENTS:
-        raise ValueError(f"{indices.size} indices of vectors of {lut.shape[-1]}")
-    vectors = lut.reshape(-1, *lut.shape[-2:])[table, indices]  # indices' shape, then the vector
-    if lut.shape[-1] == 1:
+    if shape is not None:
+        sizes = shape.tolist()
+        indices = _unpack_bits(indices, int(math.log2(lut.size)), math.prod(sizes)).reshape(sizes)
+        lut = lut.reshape(*[1] * len(sizes), -1, 1)
+    *groups, entries, vector = lut.shape
+    if indices.size * vector > MAX_ELEMENTS:
+        raise ValueError(f"{indices.size} indices of vectors of {vector}")
+    table = _for_blocks(np.arange(math.prod(groups)).reshape(groups), indices.shape)
+    vectors = lut.reshape(-1, entries, vector)[table, indices]  # indices' shape, then the vector
+    if vector == 1:
         return vectors[..., 0]
-    axis = int(vector_axis if vector_axis is not None else 0) % indices.ndim
+    axis = int(vector_axis) % indices.ndim
     vectors = np.moveaxis(vectors, -1, axis + 1)
-    return vectors.reshape([size * (lut.shape[-1] if i == axis else 1) for i, size in enumerate(indices.shape)])
+    return vectors.reshape([size * (vector if i == axis else 1) for i, size in enumerate(indices.shape)])
 
 
-def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
-    """iOS18: scale * (data - offset), with a scale and an offset for each block of the data."""
-    shifted = data.astype(np.float32)
-    if offset is not None:
-        shifted = shifted - _repeat_blocks(offset.astype(np.float32), data.shape)
-    values: Array = shifted * _repeat_blocks(scale.astype(np.float32), data.shape)
-    return values.astype(scale.dtype)
-
-
-def constexpr_sparse_to_dense(nonzero_data: Array, mask: Array) -> Array:
-    """iOS18: nonzero_data, in row-major order, where the mask is 1; zero elsewhere."""
+def constexpr_sparse_to_dense(nonzero_data: Array, mask: Array, shape: Array | None = None) -> Array:
+    """nonzero_data, in row-major order, where the mask is 1; zero elsewhere."""
+    if shape is not None:
+        mask = _unpack_bits(mask, 1, math.prod(shape.tolist())).reshape(shape.tolist())
     dense = np.zeros(mask.shape, dtype=nonzero_data.dtype)
     dense[mask != 0] = nonzero_data
     return dense
 
 
+def constexpr_blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
+    """scale * (data - offset), with a scale and an offset for each block of the data."""
+    shifted = data.astype(np.float32)
+    if offset is not None:
+        shifted = shifted - _for_blocks(offset.astype(np.float32), data.shape)
+    dense: Array = shifted * _for_blocks(scale.astype(np.float32), data.shape)
+    return dense.astype(scale.dtype)
+
+
 def constexpr_lut_to_sparse(
-    indices_mask: Array, indices_nonzero_data: Array, lut: Array, vector_axis: Array | None = None
+    indices_mask: Array, indices_nonzero_data: Array, lut: Array, vector_axis: Any = 0
 ) -> tuple[Array, Array]:
-    """iOS18: `constexpr_lut_to_dense` of sparse indices; returns (mask, nonzero data)."""
+    """`constexpr_lut_to_dense` of sparse indices; returns (mask, nonzero data)."""
     indices = constexpr_sparse_to_dense(indices_nonzero_data, indices_mask)
     dense = constexpr_lut_to_dense(indices, lut, vector_axis)
-    mask = indices_mask
-    if lut.shape[-1] > 1:
-        mask = np.repeat(mask, lut.shape[-1], axis=int(vector_axis if vector_axis is not None else 0))
+    mask = np.repeat(indices_mask, lut.shape[-1], axis=int(vector_axis)) if lut.shape[-1] > 1 else indices_mask
     return mask, dense[mask != 0]
 
 
 def constexpr_sparse_blockwise_shift_scale(
     data_mask: Array, nonzero_data: Array, scale: Array, offset: Array | None = None
 ) -> tuple[Array, Array]:
-    """iOS18: `constexpr_blockwise_shift_scale` of sparse data; returns (mask, nonzero data)."""
+    """`constexpr_blockwise_shift_scale` of sparse data; returns (mask, nonzero data)."""
     data = constexpr_sparse_to_dense(nonzero_data, data_mask)
     return data_mask, constexpr_blockwise_shift_scale(data, scale, offset)[data_mask != 0]
 
 
-def _repeat_blocks(values: Array, shape: tuple[int, ...]) -> Array:
-    """One value for each block repeated to one for each element."""
-    if values.ndim != len(shape):
-        raise ValueError(f"{values.ndim} dimensions of blocks for {len(shape)} of data")
-    for axis, size in enumerate(shape):
-        values = np.repeat(values, size // values.shape[axis], axis=axis)
+def _for_blocks(values: Array, shape: tuple[int, ...]) -> Array:
+    """One value for each block, repeated until it broadcasts with data of this shape."""
+    if values.ndim != len(shape) or any(size % count for size, count in zip(shape, values.shape, strict=True)):
+        raise ValueError(f"{values.shape} blocks for data of shape {shape}")
+    for axis, (size, count) in enumerate(zip(shape, values.shape, strict=True)):
+        if count > 1:
+            values = np.repeat(values, size // count, axis=axis)
     return values
 
 
 CONSTEXPR: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        constexpr_affine_dequantize,
-        constexpr_cast,
-        constexpr_lut_to_dense,
-        constexpr_sparse_to_dense,
-        constexpr_blockwise_shift_scale,
-        constexpr_lut_to_sparse,
-        constexpr_sparse_blockwise_shift_scale,
-    )
-}
-# iOS16 variants with packed bits and a parameter `shape`.
-CONSTEXPR_PACKED: Mapping[str, Callable[..., Any]] = {
-    "constexpr_lut_to_dense": constexpr_lut_to_dense_packed,
-    "constexpr_sparse_to_dense": constexpr_sparse_to_dense_packed,
+    name: function for name, function in list(globals().items()) if name.startswith("constexpr_")
 }
 
 
 def evaluate_constexpr(operation_type: str, arguments: Mapping[str, Any]) -> tuple[Array, ...]:
     """Outputs of a constexpr operation; raises UnsupportedError if it is not implemented."""
-    functions = CONSTEXPR_PACKED if "shape" in arguments and operation_type in CONSTEXPR_PACKED else CONSTEXPR
-    if operation_type not in functions:
+    if operation_type not in CONSTEXPR:
         raise UnsupportedError(f"{operation_type}: expected one of {', '.join(CONSTEXPR)}; others are not implemented")
     try:
-        outputs = functions[operation_type](**arguments)
+        outputs = CONSTEXPR[operation_type](**arguments)
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise PackageError(f"{operation_type}: expected arguments that fit each other, got {error}") from None
     return outputs if isinstance(outputs, tuple) else (outputs,)

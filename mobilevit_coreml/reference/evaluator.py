@@ -13,14 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError, check_choice
-from mobilevit_coreml.reference.comparison import (
-    Comparison,
-    OperationRange,
-    by_last_operation,
-    compare_values,
-    module_outputs,
-    ranges,
-)
+from mobilevit_coreml.reference import comparison
 from mobilevit_coreml.reference.features import from_program, to_program
 from mobilevit_coreml.reference.ops import EXACT, OPERATIONS
 from mobilevit_coreml.reference.reader import Feature, Function, Operation, Ref, read_package, references
@@ -99,25 +92,25 @@ class ReferenceEvaluator:
                     del values[name]
         return {name: values[name] for name in values if name in kept}
 
-    def compare(self, other: "ReferenceEvaluator", inputs: Mapping[str, Any]) -> Comparison:
+    def compare(self, other: "ReferenceEvaluator", inputs: Mapping[str, Any]) -> comparison.Comparison:
         """Errors of this program's operations against those of the same names in `other`, the reference.
 
         `other` is another package, or this one in another precision.
         """
-        return compare_values(self._types(), other._all_values(inputs), self._all_values(inputs))
+        return comparison.compare_values(self._types(), other._all_values(inputs), self._all_values(inputs))
 
-    def compare_modules(self, model: nn.Module, pixels: Tensor, inputs: Mapping[str, Any]) -> Comparison:
+    def compare_modules(self, model: nn.Module, pixels: Tensor, inputs: Mapping[str, Any]) -> comparison.Comparison:
         """Errors of each module's last operation against the output of the PyTorch module for `pixels`.
 
         For packages with the operation names of `mobilevit_coreml.operation_names`.
         """
         types = self._types()
-        reference = by_last_operation(module_outputs(model, pixels), list(types))
-        return compare_values(types, reference, self._all_values(inputs))
+        reference = comparison.by_last_operation(comparison.module_outputs(model, pixels), list(types))
+        return comparison.compare_values(types, reference, self._all_values(inputs))
 
-    def ranges(self, inputs: Mapping[str, Any]) -> tuple[OperationRange, ...]:
+    def ranges(self, inputs: Mapping[str, Any]) -> tuple[comparison.OperationRange, ...]:
         """Maximum absolute value of each operation's output, in program order."""
-        return ranges(self._types(), self._all_values(inputs))
+        return comparison.ranges(self._types(), self._all_values(inputs))
 
     def _types(self) -> dict[str, str]:
         return {name: operation.type for operation in self.function.operations for name in operation.outputs}
@@ -126,8 +119,12 @@ class ReferenceEvaluator:
         return self.values(to_program(self.inputs, inputs), capture=True)
 
 
-# A variable argument: parameter, name of the value (or a list of Refs and constants), conversion to the parameter type.
-_Variable = tuple[str, str | list[Any], Callable[[Any], Any]]
+class _Variable(NamedTuple):
+    """The Refs and constants of an argument, and the conversion to the type of its parameter."""
+
+    bindings: list[Any]
+    is_list: bool
+    convert: Callable[[Any], Any]
 
 
 class _Step(NamedTuple):
@@ -136,7 +133,7 @@ class _Step(NamedTuple):
     operation: Operation
     function: Callable[..., Any]
     constant: Mapping[str, Any]
-    variable: tuple[_Variable, ...]
+    variable: Mapping[str, _Variable]
     rounded: tuple[bool, ...]  # for each output, True if it is rounded to fp16
     last_used: tuple[str, ...]  # names of values that later steps do not read
 
@@ -145,72 +142,72 @@ def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
     """The program's steps in order, with constant arguments converted to the types of the parameters."""
     steps = []
     used_later: set[str] = set()
-    for index in reversed(range(len(function.operations))):
-        operation = function.operations[index]
-        implementation = OPERATIONS.get(operation.type) or _SPECIAL.get(operation.type)
-        if implementation is None:
-            raise UnsupportedError(
-                f"{_position(function, index)}: expected an implemented operation, got {operation.type}; "
-                f"the {len(OPERATIONS)} of the reference evaluator are in `mobilevit_coreml.reference.OPERATIONS`"
-            )
-        constant, variable = _bind(function, index, implementation)
+    for number, operation in reversed(list(enumerate(function.operations, start=1))):
+        implementation = classify if operation.type == "classify" else OPERATIONS.get(operation.type)
+        try:
+            if implementation is None:
+                raise UnsupportedError(
+                    f"expected an implemented operation, got {operation.type}; the {len(OPERATIONS)} of the reference "
+                    "evaluator are in `mobilevit_coreml.reference.OPERATIONS`"
+                )
+            constant, variable = _bind(operation, implementation, function.constants)
+        except PackageError as error:
+            position = f"operation {number} of {len(function.operations)}, {operation}"
+            raise type(error)(f"{position}: {error}") from None
         reads = {ref.name for ref in references(operation)} - set(function.constants)
         last_used = tuple(sorted((reads | set(operation.outputs)) - used_later))
         used_later |= reads
         inexact = rounds and operation.type not in EXACT
         rounded = tuple(inexact and dtype == "fp16" for dtype in operation.output_dtypes)
-        steps.append(_Step(operation, implementation, constant, tuple(variable), rounded, last_used))
+        steps.append(_Step(operation, implementation, constant, variable, rounded, last_used))
     return tuple(reversed(steps))
 
 
-def _bind(function: Function, index: int, implementation: Callable[..., Any]) -> tuple[dict[str, Any], list[_Variable]]:
+def _bind(
+    operation: Operation, implementation: Callable[..., Any], constants: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, _Variable]]:
     """Constant arguments, converted, and variable arguments."""
-    operation = function.operations[index]
     conversions, required = _parameters(implementation)
     unknown = set(operation.inputs) - set(conversions)
     missing = required - set(operation.inputs)
     if unknown or missing:
         raise UnsupportedError(
-            f"{_position(function, index)}: expected the parameters {', '.join(conversions)}, got "
+            f"expected the parameters {', '.join(conversions)}, got "
             f"{'unknown ' + ', '.join(sorted(unknown)) if unknown else 'no ' + ', '.join(sorted(missing))}; "
             "this variant of the operation is not implemented"
         )
     constant: dict[str, Any] = {}
-    variable: list[_Variable] = []
-    constants = function.constants
+    variable: dict[str, _Variable] = {}
     for parameter, argument in operation.inputs.items():
-        convert = conversions[parameter]
-        bindings = argument if isinstance(argument, list) else [argument]
-        known = [
-            constants[binding.name] if isinstance(binding, Ref) and binding.name in constants else binding
-            for binding in bindings
+        bindings = [
+            constants.get(binding.name, binding) if isinstance(binding, Ref) else binding
+            for binding in (argument if isinstance(argument, list) else [argument])
         ]
+        unbound = _Variable(bindings, isinstance(argument, list), conversions[parameter])
+        if any(isinstance(binding, Ref) for binding in bindings):
+            variable[parameter] = unbound
+            continue
         try:
-            if not any(isinstance(binding, Ref) for binding in known):
-                constant[parameter] = convert(known if isinstance(argument, list) else known[0])
-            elif isinstance(argument, list) or convert is _tensors:
-                variable.append((parameter, known, convert))
-            else:
-                variable.append((parameter, argument.name, convert))
+            constant[parameter] = _value(unbound, {})
         except (TypeError, ValueError, RuntimeError) as error:
-            raise PackageError(f"{_position(function, index)}: {parameter}: {error}; the package is damaged") from None
+            raise PackageError(f"{parameter}: {error}; the package is damaged") from None
     return constant, variable
 
 
+def _value(argument: _Variable, values: Mapping[str, Any]) -> Any:
+    found = [values[binding.name] if isinstance(binding, Ref) else binding for binding in argument.bindings]
+    return argument.convert(found if argument.is_list else found[0])
+
+
 def _execute(step: _Step, values: dict[str, Any]) -> None:
-    arguments = dict(step.constant)
     try:
-        for parameter, source, convert in step.variable:
-            if isinstance(source, str):
-                arguments[parameter] = convert(values[source])
-            else:
-                arguments[parameter] = convert([values[b.name] if isinstance(b, Ref) else b for b in source])
-        result = step.function(**arguments)
+        variable = {parameter: _value(argument, values) for parameter, argument in step.variable.items()}
+        result = step.function(**step.constant, **variable)
     except UnsupportedError as error:
         raise UnsupportedError(f"{step.operation}: {error}") from None
     except KeyError as error:
         raise PackageError(f"{step.operation}: expected the value {error}, got none") from None
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise PackageError(
             f"{step.operation}: expected arguments that fit each other, got {' '.join(str(error).split())[:160]}"
         ) from None
@@ -223,10 +220,6 @@ def _rounded(x: Tensor) -> Tensor:
     return x.half().float()
 
 
-def _position(function: Function, index: int) -> str:
-    return f"operation {index + 1} of {len(function.operations)}, {function.operations[index]}"
-
-
 def classify(probabilities: Tensor, classes: list[str] | Tensor) -> tuple[Any, dict[Any, float]]:
     """The most probable class, and the probability of each class."""
     names = classes.tolist() if isinstance(classes, Tensor) else classes
@@ -236,9 +229,6 @@ def classify(probabilities: Tensor, classes: list[str] | Tensor) -> tuple[Any, d
     return names[int(probabilities.argmax())], dict(zip(names, flat, strict=True))
 
 
-_SPECIAL: Mapping[str, Callable[..., Any]] = {"classify": classify}
-
-
 # Conversions of a value to the type of a parameter.
 
 
@@ -246,10 +236,6 @@ def _tensor(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"expected a tensor, got {type(value).__name__}")
     return value
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [_tensor(entry) for entry in value] if isinstance(value, list) else [_tensor(value)]
 
 
 def _text(value: Any) -> str:
@@ -264,19 +250,15 @@ def _ints(value: Any) -> tuple[int, ...]:
     return tuple(int(entry) for entry in _tensor(value).flatten().tolist())
 
 
-def _bools(value: Any) -> tuple[bool, ...]:
-    return tuple(bool(entry) for entry in _ints(value))
-
-
 _CONVERSIONS: Mapping[Any, Callable[[Any], Any]] = {
     Tensor: _tensor,
-    list[Tensor]: _tensors,
+    list[Tensor]: lambda value: [_tensor(entry) for entry in (value if isinstance(value, list) else [value])],
     int: lambda value: int(_tensor(value).item()),
     float: lambda value: float(_tensor(value).item()),
     bool: lambda value: bool(_tensor(value).item()),
     str: _text,
     tuple[int, ...]: _ints,
-    tuple[bool, ...]: _bools,
+    tuple[bool, ...]: lambda value: tuple(map(bool, _ints(value))),
     list[str] | Tensor: lambda value: value,
 }
 
@@ -284,14 +266,12 @@ _CONVERSIONS: Mapping[Any, Callable[[Any], Any]] = {
 @cache
 def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
     """Conversion of each parameter of an operation's function, and the names of the required ones."""
-    hints = typing.get_type_hints(function)
     conversions = {}
-    required = set()
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint = hints[name]
+    for name, hint in typing.get_type_hints(function).items():
         if hint not in _CONVERSIONS and isinstance(hint, types.UnionType):
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-        conversions[name] = _CONVERSIONS[hint]
-        if parameter.default is inspect.Parameter.empty:
-            required.add(name)
-    return conversions, frozenset(required)
+        if name != "return":
+            conversions[name] = _CONVERSIONS[hint]
+    parameters = inspect.signature(function).parameters
+    required = frozenset(name for name in conversions if parameters[name].default is inspect.Parameter.empty)
+    return conversions, required

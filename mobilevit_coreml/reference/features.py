@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.reference.reader import Feature
+
+Array = npt.NDArray[Any]
 
 MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}  # Pillow mode by colour layout
 
@@ -26,52 +29,46 @@ def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> di
             f"inputs: expected {', '.join(features)}, got {', '.join(inputs) or 'none'}; "
             f"{'add ' + ', '.join(missing) if missing else 'leave out ' + ', '.join(unknown)}"
         )
-    return {
-        name: _image(features[name], value) if features[name].kind == "image" else _array(features[name], value)
-        for name, value in inputs.items()
-    }
+    convert = {name: _image if feature.kind == "image" else _array for name, feature in features.items()}
+    tensors = {}
+    for name, value in inputs.items():
+        try:
+            tensors[name] = torch.from_numpy(convert[name](features[name], value))
+        except ValueError as error:
+            raise InputError(f"input {name}: {error}") from None
+    return tensors
 
 
-def _image(feature: Feature, image: Any) -> Tensor:
-    layout = feature.color_layout or ""
+def _image(feature: Feature, image: Any) -> Array:
+    mode = MODES[feature.color_layout or ""]
     if not isinstance(image, Image.Image):
-        raise InputError(
-            f"input {feature.name}: expected a PIL image, got {type(image).__name__}; the package takes images"
-        )
-    if image.mode != MODES[layout]:
-        raise InputError(
-            f"input {feature.name}: expected an image of mode {MODES[layout]}, got {image.mode}; "
-            f"convert it with image.convert({MODES[layout]!r})"
-        )
+        raise ValueError(f"expected a PIL image, got {type(image).__name__}; the package takes images")
+    if image.mode != mode:
+        raise ValueError(f"expected an image of mode {mode}, got {image.mode}; convert it with image.convert({mode!r})")
     if not _fits(feature, (image.height, image.width)):
         height, width = feature.shape
-        raise InputError(
-            f"input {feature.name}: expected an image of {width}x{height} pixels, got {image.width}x{image.height}; "
+        raise ValueError(
+            f"expected an image of {width}x{height} pixels, got {image.width}x{image.height}; "
             "resize and crop it first, as predict does"
         )
-    values = np.asarray(image, dtype=np.float32)
+    values = np.array(image, dtype=np.float32)
     if not np.isfinite(values).all():
-        raise InputError(f"input {feature.name}: expected finite values, got NaN or infinity; check the image")
+        raise ValueError("expected finite values, got NaN or infinity; check the image")
     if values.ndim == 2:
-        return torch.from_numpy(values.copy())[None, None]
-    if layout == "BGR":
-        values = values[:, :, ::-1]
-    return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
+        return values[None, None]
+    channels_last = values[:, :, ::-1] if feature.color_layout == "BGR" else values
+    return channels_last.transpose(2, 0, 1)[None].copy()
 
 
-def _array(feature: Feature, value: Any) -> Tensor:
+def _array(feature: Feature, value: Any) -> Array:
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
-        raise InputError(f"input {feature.name}: expected an array of numbers, got {type(value).__name__}")
+        raise ValueError(f"expected an array of numbers, got {type(value).__name__}")
     if not _fits(feature, array.shape):
-        raise InputError(
-            f"input {feature.name}: expected an array of shape {feature.shape}, got {array.shape}; reshape it"
-        )
+        raise ValueError(f"expected an array of shape {feature.shape}, got {array.shape}; reshape it")
     if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError(f"input {feature.name}: expected numbers, got NaN; check the array")
-    if feature.dtype in ("int32", "int8"):
-        return torch.from_numpy(array.astype(np.int32))
-    return torch.from_numpy(array.astype(np.float32))
+        raise ValueError("expected numbers, got NaN; check the array")
+    return array.astype(np.int32 if feature.dtype in ("int32", "int8") else np.float32)
 
 
 def _fits(feature: Feature, shape: tuple[int, ...]) -> bool:

@@ -6,19 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.errors import PackageError, UnsupportedError
-from mobilevit_coreml.reference.constants import (
-    Weights,
-    decode,
-    decode_array,
-    evaluate_constexpr,
-    is_numeric,
-    to_tensor,
-    type_of,
-)
+from mobilevit_coreml.reference.constants import Weights, decode, evaluate_constexpr, to_tensors, type_of
 
 MAX_SPECIFICATION_BYTES = 512 * 1024**2
 MODEL_DIRECTORY = ("Data", "com.apple.CoreML")  # of program and weights, within the package
@@ -70,8 +60,6 @@ class Operation:
 class Function:
     """A function of the program: operations in order of execution, and constants."""
 
-    name: str
-    opset: str  # CoreML5 for iOS15, CoreML6 for iOS16, …
     inputs: Mapping[str, str]  # name to data type
     input_shapes: Mapping[str, tuple[int, ...]]  # -1 is a variable dimension
     constants: Mapping[str, Any]
@@ -154,29 +142,24 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
     block = function.block_specializations.get(function.opset)
     if block is None:
         raise PackageError(f"function {name}: expected a block for {function.opset}, got none; the package is damaged")
-    constants: dict[str, Any] = {}  # numbers as numpy arrays of the stored type
+    constants: dict[str, Any] = {}
     encodings: dict[str, tuple[str, ...]] = {}
     operations = []
     for entry in block.operations:
         if entry.type == "const":
-            constants[entry.outputs[0].name] = _stored(entry.attributes["val"], weights)
+            constants[entry.outputs[0].name] = decode(entry.attributes["val"], weights)
         elif entry.type.startswith("constexpr_"):
+            names = [output.name for output in entry.outputs]
             arrays = evaluate_constexpr(entry.type, _constexpr_arguments(entry, weights, constants))
-            constants.update({output.name: array for output, array in zip(entry.outputs, arrays, strict=True)})
-            encodings.update(dict.fromkeys((output.name for output in entry.outputs), _decoders(entry, encodings)))
+            constants.update(zip(names, arrays, strict=True))
+            encodings.update(dict.fromkeys(names, _decoders(entry, encodings)))
         else:
             operations.append(_read_operation(entry, weights))
     used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
     return Function(
-        name,
-        function.opset,
         {entry.name: type_of(entry.type)[0] for entry in function.inputs},
         {entry.name: type_of(entry.type)[1] for entry in function.inputs},
-        {
-            key: to_tensor(value) if isinstance(value, np.ndarray) else value
-            for key, value in constants.items()
-            if key in used
-        },
+        {key: to_tensors(value) for key, value in constants.items() if key in used},
         {key: value for key, value in encodings.items() if key in used},
         tuple(operations),
         tuple(block.outputs),
@@ -191,17 +174,14 @@ def references(operation: Operation) -> Iterator[Ref]:
                 yield binding
 
 
-def _constexpr_arguments(entry: Any, weights: Weights, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _constexpr_arguments(entry: Any, weights: Weights, constants: Mapping[str, Any]) -> dict[str, Any]:
     # attributes in iOS16, inputs in iOS18
-    arguments = {name: _stored(value, weights) for name, value in entry.attributes.items() if name != "name"}
+    arguments = {name: decode(value, weights) for name, value in entry.attributes.items() if name != "name"}
     for name, argument in entry.inputs.items():
-        (binding,) = argument.arguments
-        if binding.WhichOneof("binding") == "value":
-            arguments[name] = _stored(binding.value, weights)
-        elif binding.name in arrays:
-            arguments[name] = arrays[binding.name]
-        else:
+        (binding,) = _bindings(argument, weights)
+        if isinstance(binding, Ref) and binding.name not in constants:
             raise PackageError(f"{entry.type}: expected the constant {binding.name} before it, got none")
+        arguments[name] = constants[binding.name] if isinstance(binding, Ref) else binding
     return arguments
 
 
@@ -212,29 +192,27 @@ def _decoders(entry: Any, encodings: Mapping[str, tuple[str, ...]]) -> tuple[str
     return (*before, entry.type)
 
 
-def _stored(value: Any, weights: Weights) -> Any:
-    """A constant of the stored type: a numpy array, a str or a list."""
-    return decode_array(value, weights) if is_numeric(value) else decode(value, weights)
+def _bindings(argument: Any, weights: Weights) -> list[Any]:
+    """The Refs and constants of an argument, constants of the stored type."""
+    return [
+        Ref(binding.name) if binding.WhichOneof("binding") == "name" else decode(binding.value, weights)
+        for binding in argument.arguments
+    ]
 
 
 def _read_operation(entry: Any, weights: Weights) -> Operation:
     name = entry.outputs[0].name if entry.outputs else entry.type
     if entry.blocks:
         raise UnsupportedError(f"{entry.type} '{name}': control flow is not implemented by the reference evaluator")
-    inputs: dict[str, Any] = {}
-    for parameter, argument in entry.inputs.items():
-        bindings = [
-            Ref(binding.name) if binding.WhichOneof("binding") == "name" else decode(binding.value, weights)
-            for binding in argument.arguments
-        ]
-        inputs[parameter] = bindings[0] if len(bindings) == 1 else bindings
+    inputs = {parameter: to_tensors(_bindings(argument, weights)) for parameter, argument in entry.inputs.items()}
+    types = [type_of(output.type) for output in entry.outputs]
     return Operation(
         entry.type,
         name,
-        inputs,
+        {parameter: bindings[0] if len(bindings) == 1 else bindings for parameter, bindings in inputs.items()},
         tuple(output.name for output in entry.outputs),
-        tuple(type_of(output.type)[0] for output in entry.outputs),
-        tuple(type_of(output.type)[1] for output in entry.outputs),
+        tuple(dtype for dtype, _ in types),
+        tuple(shape for _, shape in types),
     )
 
 
@@ -244,11 +222,10 @@ _ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "i
 
 def _read_feature(feature: Any) -> Feature:
     kind = feature.type.WhichOneof("Type")
-    optional = feature.type.isOptional
     if kind == "imageType":
-        return _read_image(feature.name, feature.type.imageType, optional)
+        return _read_image(feature.name, feature.type.imageType, feature.type.isOptional)
     if kind == "multiArrayType":
-        return _read_array(feature.name, feature.type.multiArrayType, optional)
+        return _read_array(feature.name, feature.type.multiArrayType, feature.type.isOptional)
     if kind in ("stringType", "int64Type"):
         return Feature(feature.name, "label", dtype="str" if kind == "stringType" else "int64")
     if kind == "dictionaryType":
@@ -264,17 +241,16 @@ def _read_image(name: str, image: Any, optional: bool) -> Feature:
             f"feature {name}: expected one of {', '.join(_COLOR_LAYOUTS.values())}, got colour space {image.colorSpace}"
         )
     sizes = tuple((int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes)
-    is_range = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
-    limits = _limits((image.imageSizeRange.heightRange, image.imageSizeRange.widthRange) if is_range else ())
+    limits = image.imageSizeRange
+    sides = (limits.heightRange, limits.widthRange) if image.HasField("imageSizeRange") else ()
     dtype = "float16" if layout == "GRAYSCALE_FLOAT16" else "uint8"
-    return Feature(name, "image", (int(image.height), int(image.width)), dtype, layout, optional, sizes, limits)
+    return Feature(name, "image", (int(image.height), int(image.width)), dtype, layout, optional, sizes, _limits(sides))
 
 
 def _read_array(name: str, array: Any, optional: bool) -> Feature:
     shapes = tuple(tuple(int(size) for size in shape.shape) for shape in array.enumeratedShapes.shapes)
-    is_range = array.WhichOneof("ShapeFlexibility") == "shapeRange"
-    limits = _limits(array.shapeRange.sizeRanges if is_range else ())
     dtype = _ARRAY_TYPES.get(array.dataType, "float32")
+    limits = _limits(array.shapeRange.sizeRanges)
     return Feature(name, "array", tuple(int(size) for size in array.shape), dtype, None, optional, shapes, limits)
 
 

@@ -111,7 +111,7 @@ def _output_lines(figures: values.Figures, count: int, gates: Mapping[str, float
         yield f"largest difference of a probability {ranking.max_abs_difference:.2g}, KL {ranking.kl:.2g} nats"
         yield f"top-1 equal on {percent(ranking.top1)}{gate('top1')}, top-5 on {percent(ranking.top5)} of {images}"
         yield f"smallest top-1 margin {ranking.margin:.2g}"
-    if figures.labels is not None:
+    elif figures.labels is not None:
         yield f"largest difference of a probability {figures.labels.max_abs_difference:.2g}"
         yield f"{percent(figures.labels.agreement)}{gate('labels')} of the labels on the same side of 0.5"
     elif masks is not None:

@@ -31,12 +31,12 @@ def encodings(compensates: bool, calibrates: bool) -> object:
     """A stand-in for `plan._encodings` without compensated rounding, or without calibrated lookup tables."""
 
     def encoded(
-        weight: Tensor, form: Format, statistics: Statistics, compensation: Compensation
+        weight: Tensor, format: Format, statistics: Statistics, compensation: Compensation
     ) -> list[Encoded | None]:
-        if form.kind == FLOAT:
+        if format.kind == FLOAT:
             return [None]
-        importances = plan._importances(weight, form, statistics) if calibrates else [torch.ones_like(weight)]
-        return [encode(weight, form, one, compensation if compensates else None) for one in importances]
+        importances = plan._importances(weight, format, statistics) if calibrates else [torch.ones_like(weight)]
+        return [encode(weight, format, one, compensation if compensates else None) for one in importances]
 
     return encoded
 

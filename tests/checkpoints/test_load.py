@@ -272,7 +272,7 @@ def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
     assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
-        "if that is wrong, give the directory",
+        "others: --hidden-act --num-attention-heads --patch-size --output-stride, or give the directory",
         PIXELS["Hugging Face"],
     )
     assert snr(peer(images(1, 256, 256)).logits, logits_of(checkpoint)) > 100
@@ -295,7 +295,8 @@ def test_bare_segmenter_next_to_nothing(tmp_path: Path, naming: str) -> None:
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
     assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16, "
-        "atrous rates 6 12 18 and PASCAL VOC's class names; if that is wrong, give the directory",
+        "atrous rates 6 12 18 and PASCAL VOC's class names; "
+        "others: --hidden-act --num-attention-heads --patch-size --output-stride --atrous-rates, or give the directory",
         PIXELS[naming],
     )
     assert snr(peer(images(1, 96, 128)).logits, logits_of(at_size(checkpoint, 96, 128))) > 100
@@ -307,7 +308,8 @@ def test_a_segmenter_of_other_classes_has_nobodys_names(tmp_path: Path) -> None:
     assert checkpoint.config.id2label == ("LABEL_0", "LABEL_1")
     assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16, "
-        "atrous rates 6 12 18; if that is wrong, give the directory",
+        "atrous rates 6 12 18; "
+        "others: --hidden-act --num-attention-heads --patch-size --output-stride --atrous-rates, or give the directory",
         PIXELS["Hugging Face"],
     )
 
@@ -351,7 +353,7 @@ def test_features_of_a_segmenter_have_no_expansion(tmp_path: Path) -> None:
     assert checkpoint.preprocessing == Preprocessing(544, (512, 512), "BGR")
     assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 16; "
-        "if that is wrong, give the directory",
+        "others: --hidden-act --num-attention-heads --patch-size --output-stride, or give the directory",
         PIXELS["Hugging Face"],
     )
     output = output_of(at_size(checkpoint, 96, 128))
@@ -368,7 +370,7 @@ def test_features_of_a_backbone(tmp_path: Path, expand: bool, task: str | None) 
     assert checkpoint.preprocessing == Preprocessing(288, (256, 256), "BGR")
     assert checkpoint.assumed == (
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
-        "if that is wrong, give the directory",
+        "others: --hidden-act --num-attention-heads --patch-size --output-stride, or give the directory",
         PIXELS["Hugging Face"],
     )
     output = output_of(at_size(checkpoint, 96, 128))
@@ -392,7 +394,7 @@ def test_features_of_a_bare_classifier(tmp_path: Path) -> None:
     torch.save(cvnets_state(peer), tmp_path / "best.pth")
     checkpoint = load_checkpoint(str(tmp_path / "best.pth"), task=FEATURES)
     assert (checkpoint.task, checkpoint.expand, checkpoint.source.naming) == (FEATURES, True, "cvnets")
-    assert "output stride 32; if" in checkpoint.assumed[0]  # features have no class names
+    assert "output stride 32; others:" in checkpoint.assumed[0]  # features have no class names
     expected = peer.mobilevit(images(1, 96, 128)).pooler_output
     assert snr(expected, output_of(at_size(checkpoint, 96, 128)).pooled) > 100
 
@@ -510,6 +512,7 @@ def test_old_preprocessor_files_have_plain_numbers(xs_snapshot: Path, tmp_path: 
         ({"do_pad": True}, "do_pad: expected False, got True; other values cannot be converted"),
         ({"do_trim": True}, "do_trim: expected a field that is known, got True; remove it if inference does not"),
         ({"image_processor_type": "SwinImageProcessor"}, "image_processor_type: expected the processor of MobileViT,"),
+        ({"image_std": 10**400}, "image_std: expected a number for each channel, got 1000"),
         ({"image_mean": "x", "do_normalize": True}, "image_mean: expected a number for each channel, got 'x'"),
         ({"resample": 9}, "resample: expected 0 to 5 as in Pillow, got 9"),
         ({"rescale_factor": -1}, "rescale_factor: expected a number, 1e-09 to 1000, got -1"),

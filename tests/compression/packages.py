@@ -14,6 +14,7 @@ from mobilevit_coreml._coremltools import ct, mb, quietly
 from mobilevit_coreml.checkpoints.load import load_checkpoint
 from mobilevit_coreml.compression.formats import INTEGER, PALETTE, PALETTE_BITS, SPARSE, Format
 from mobilevit_coreml.compression.quantize import Encoded
+from mobilevit_coreml.compression.search import Candidate
 from mobilevit_coreml.mil import constexpr, passes  # noqa: F401  # registers what is in them
 from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.model.ops import NAMESPACE
@@ -27,7 +28,7 @@ FORMATS = (
     Format(INTEGER, 4),
     Format(SPARSE, zeros=0.4),
 )
-FORMS = [(form, target) for target in ("iOS16", "iOS18") for form in FORMATS if form.target <= target]
+FORMATS_BY_TARGET = [(format, target) for target in ("iOS16", "iOS18") for format in FORMATS if format.target <= target]
 SHAPES = {"convolution": (32, 24, 3, 1), "linear": (48, 32)}  # of `two_layers`
 
 
@@ -82,3 +83,8 @@ def weights_of_coremltools(package: Path) -> dict[str, Any]:
             value = source.val.val if source.op_type == "const" else source.materialized_val_inference()
             found[operation.name.removesuffix("_cast_fp16")] = (np.asarray(value), source)
     return found
+
+
+def total_noise(choice: Mapping[str, Candidate]) -> float:
+    """Power of the output's noise, relative to its own: that of different layers adds up."""
+    return sum(one.noise for one in choice.values())

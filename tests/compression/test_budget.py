@@ -17,16 +17,18 @@ from mobilevit_coreml.compression.search import (
     choose,
     meet,
     total_bytes,
-    total_noise,
 )
 from mobilevit_coreml.errors import ConversionError
+from tests.compression.packages import total_noise
 
-FORMS = (FP16, *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
+FORMATS = (FP16, *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
 REST = 70_000  # bytes of a program
 CANDIDATES = {
     f"layer {number}": [
-        Candidate(form, form.stored_bytes((64, 40 + 8 * number), "fp16"), 10 ** (-number / 10 - 0.6 * form.bits), None)
-        for form in FORMS
+        Candidate(
+            format, format.stored_bytes((64, 40 + 8 * number), "fp16"), 10 ** (-number / 10 - 0.6 * format.bits), None
+        )
+        for format in FORMATS
     ]
     for number in range(40)
 }
@@ -104,7 +106,8 @@ def test_a_wrong_estimate_of_the_program_costs_one_more_package(rest: int) -> No
 def test_a_size_is_met_where_choices_lie_far_apart() -> None:
     coarse = {
         f"layer {number}": [
-            Candidate(form, form.stored_bytes((1024, 512), "fp16"), 10 ** (-0.6 * form.bits), None) for form in FORMS
+            Candidate(format, format.stored_bytes((1024, 512), "fp16"), 10 ** (-0.6 * format.bits), None)
+            for format in FORMATS
         ]
         for number in range(3)
     }

@@ -10,14 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilevit_coreml.compression import calibrate as calibration
-from mobilevit_coreml.compression.calibrate import (
-    MIN_ELEMENTS,
-    Layer,
-    calibrate,
-    crops_of,
-    layers_of,
-    relative_output,
-)
+from mobilevit_coreml.compression.calibrate import MIN_ELEMENTS, Layer, calibrate, crops_of, layers_of, relative_output
 from mobilevit_coreml.model import FeatureExtractor, Model
 from tests.compression.packages import network
 from tests.peers import images

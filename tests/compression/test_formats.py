@@ -10,7 +10,7 @@ import torch
 from mobilevit_coreml.compression.formats import FLOAT, FP16, INTEGER, PALETTE, SPARSE, Format
 from mobilevit_coreml.compression.quantize import encode
 from mobilevit_coreml.package.files import size_of
-from tests.compression.packages import FORMS, SHAPES, layer_weight, two_layers
+from tests.compression.packages import FORMATS_BY_TARGET, SHAPES, layer_weight, two_layers
 
 LISTED = {
     FP16: ("fp16", "iOS15"),
@@ -28,19 +28,13 @@ LISTED = {
 }
 
 
-@pytest.mark.parametrize("form", LISTED, ids=str)
-def test_names_and_targets(form: Format) -> None:
-    assert (str(form), form.target) == LISTED[form]
+@pytest.mark.parametrize("format", LISTED, ids=str)
+def test_names_and_targets(format: Format) -> None:
+    assert (str(format), format.target) == LISTED[format]
 
 
 def test_names_tell_formats_apart() -> None:
-    assert len({str(form) for form, _ in FORMS}) == len({form for form, _ in FORMS})
-
-
-def test_a_group_size_fits_the_channels_it_divides() -> None:
-    grouped = Format(PALETTE, 4, group_size=8)
-    assert [channels for channels in range(1, 33) if grouped.fits(channels)] == [8, 16, 24, 32]
-    assert all(Format(PALETTE, 4).fits(channels) for channels in range(1, 33))
+    assert len({str(format) for format, _ in FORMATS_BY_TARGET}) == len({format for format, _ in FORMATS_BY_TARGET})
 
 
 @cache
@@ -53,24 +47,28 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("formats")
 
 
-@pytest.mark.parametrize(("form", "target"), FORMS, ids=str)
-def test_bytes_are_those_a_package_saves(form: Format, target: str, directory: Path) -> None:
-    encodings = {name: encode(layer_weight(name), form, torch.ones(shape), None) for name, shape in SHAPES.items()}
-    made = size_of(two_layers(encodings, target, directory / f"{target}_{form}.mlpackage"))
+@pytest.mark.parametrize(("format", "target"), FORMATS_BY_TARGET, ids=str)
+def test_bytes_are_those_a_package_saves(format: Format, target: str, directory: Path) -> None:
+    encodings = {name: encode(layer_weight(name), format, torch.ones(shape), None) for name, shape in SHAPES.items()}
+    made = size_of(two_layers(encodings, target, directory / f"{target}_{format}.mlpackage"))
     saved = in_half_precision(target, directory) - made
-    expected = sum(FP16.stored_bytes(shape, "fp16") - form.stored_bytes(shape, "fp16") for shape in SHAPES.values())
+    expected = sum(FP16.stored_bytes(shape, "fp16") - format.stored_bytes(shape, "fp16") for shape in SHAPES.values())
     # Names in the program differ by some bytes; so does a table of few values, which goes there, too.
-    few = form.kind == PALETTE and form.bits <= 3 and form.group_size is None
+    few = format.kind == PALETTE and format.bits <= 3 and format.group_size is None
     assert abs(saved - expected) <= (80 if few else 40) * len(SHAPES)
     assert saved > 1500  # far from the tolerance
 
 
-@pytest.mark.parametrize("form", [form for form in LISTED if form.kind != FLOAT], ids=str)
+@pytest.mark.parametrize("format", [format for format in LISTED if format.kind != FLOAT], ids=str)
 @pytest.mark.parametrize("shape", [(64, 64, 3, 3), (16, 33), (48, 96, 1, 1)])
-def test_bytes_are_no_less_than_the_bits(form: Format, shape: tuple[int, ...]) -> None:
+def test_bytes_are_no_less_than_the_bits(format: Format, shape: tuple[int, ...]) -> None:
     size = math.prod(shape)
-    bits = (1 - form.zeros) * 16 + 1 if form.kind == SPARSE else form.bits
-    tables = {INTEGER: 2 * shape[0], SPARSE: 0, PALETTE: 2 * 2**form.bits * shape[0] // (form.group_size or shape[0])}
-    least = size * bits / 8 + tables[form.kind]
+    bits = (1 - format.zeros) * 16 + 1 if format.kind == SPARSE else format.bits
+    tables = {
+        INTEGER: 2 * shape[0],
+        SPARSE: 0,
+        PALETTE: 2 * 2**format.bits * shape[0] // (format.group_size or shape[0]),
+    }
+    least = size * bits / 8 + tables[format.kind]
     # three blobs at most, each with a header and up to 63 bytes before the next
-    assert least <= form.stored_bytes(shape, "fp16") <= least + 130 + 3 * 128
+    assert least <= format.stored_bytes(shape, "fp16") <= least + 130 + 3 * 128

@@ -222,4 +222,4 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_choices_are_those_every_target_from_ios16_on_has() -> None:
-    assert {form.target for form in plan.COMPRESSED} == {"iOS16"}
+    assert {format.target for format in plan.COMPRESSED} == {"iOS16"}

@@ -10,9 +10,9 @@ from mobilevit_coreml.compression.formats import INTEGER, PALETTE, SPARSE, Forma
 from mobilevit_coreml.compression.quantize import Encoded, compensation_of, encode, weighted_kmeans
 from tests.compression.packages import FORMATS
 
-PALETTES = [form for form in FORMATS if form.kind == PALETTE]
-INTEGERS = [form for form in FORMATS if form.kind == INTEGER]
-SPARSES = [form for form in FORMATS if form.kind == SPARSE]
+PALETTES = [format for format in FORMATS if format.kind == PALETTE]
+INTEGERS = [format for format in FORMATS if format.kind == INTEGER]
+SPARSES = [format for format in FORMATS if format.kind == SPARSE]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -77,12 +77,12 @@ def test_one_centre_is_the_weighted_mean() -> None:
     np.testing.assert_allclose(weighted_kmeans(values, weights, 1).numpy(), [expected], rtol=1e-9)
 
 
-@pytest.mark.parametrize("form", PALETTES, ids=str)
-def test_without_compensation_each_value_takes_the_nearest_of_its_lookup_table(form: Format) -> None:
+@pytest.mark.parametrize("format", PALETTES, ids=str)
+def test_without_compensation_each_value_takes_the_nearest_of_its_lookup_table(format: Format) -> None:
     weight = normal(16, 6, 3, 1)
-    encoded = encode(weight, form, torch.ones_like(weight), None)
-    channels = form.group_size or 16
-    assert encoded.values.shape == (16 // channels, 2**form.bits)
+    encoded = encode(weight, format, torch.ones_like(weight), None)
+    channels = format.group_size or 16
+    assert encoded.values.shape == (16 // channels, 2**format.bits)
     assert encoded.codes.shape == weight.shape
     assert encoded.codes.dtype == np.uint8
     decoded = encoded.decode()
@@ -91,12 +91,12 @@ def test_without_compensation_each_value_takes_the_nearest_of_its_lookup_table(f
         assert abs(decoded[place] - value) <= np.abs(table - value).min() * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("form", INTEGERS, ids=str)
-def test_integers_use_all_their_range_and_are_nearest(form: Format) -> None:
+@pytest.mark.parametrize("format", INTEGERS, ids=str)
+def test_integers_use_all_their_range_and_are_nearest(format: Format) -> None:
     weight = normal(12, 40) * torch.logspace(-2, 1, 12)[:, None]  # channels of very different sizes
     weight[3] = 0
-    encoded = encode(weight, form, torch.ones_like(weight), None)
-    limit = {8: 127, 4: 7}[form.bits]
+    encoded = encode(weight, format, torch.ones_like(weight), None)
+    limit = {8: 127, 4: 7}[format.bits]
     largest = np.abs(weight.numpy()).max(1)
     nonzero = largest > 0
     np.testing.assert_allclose(encoded.values[nonzero], largest[nonzero] / limit, rtol=2**-11)
@@ -125,9 +125,9 @@ def test_a_sparse_weight_has_its_share_of_zeros_exactly(zeros: float, compensate
 def test_importance_shapes_the_lookup_table() -> None:
     weight = normal(8, 64)
     importance = torch.where(weight > 1, 100.0, 1.0)
-    form = Format(PALETTE, 3)
+    format = Format(PALETTE, 3)
     errors = {
-        name: (torch.from_numpy(encode(weight, form, by, None).decode()) - weight)[weight > 1].square().mean()
+        name: (torch.from_numpy(encode(weight, format, by, None).decode()) - weight)[weight > 1].square().mean()
         for name, by in (("fitted", importance), ("alike", torch.ones_like(weight)))
     }
     assert errors["fitted"] < 0.5 * errors["alike"]
@@ -135,8 +135,8 @@ def test_importance_shapes_the_lookup_table() -> None:
 
 def test_groups_have_lookup_tables_of_their_own() -> None:
     weight = normal(16, 64) * torch.tensor([1.0, 8.0]).repeat_interleave(8)[:, None]
-    form = Format(PALETTE, 3, group_size=8)
-    grouped = encode(weight, form, torch.ones_like(weight), None)
+    format = Format(PALETTE, 3, group_size=8)
+    grouped = encode(weight, format, torch.ones_like(weight), None)
     for group in range(2):
         rows = slice(8 * group, 8 * group + 8)
         alone = encode(weight[rows], Format(PALETTE, 3), torch.ones(8, 64), None)
@@ -158,25 +158,25 @@ def output_error(encoded: Encoded, weight: Tensor, moments: Tensor) -> float:
 
 
 # More columns than one block, and a number that no block divides.
-@pytest.mark.parametrize("form", [form for form in FORMATS if form.bits < 8 or form.kind == INTEGER], ids=str)
-def test_compensated_rounding_errs_less_where_inputs_correlate(form: Format) -> None:
+@pytest.mark.parametrize("format", [format for format in FORMATS if format.bits < 8 or format.kind == INTEGER], ids=str)
+def test_compensated_rounding_errs_less_where_inputs_correlate(format: Format) -> None:
     weight = normal(16, 50, 3, 1)
     moments = correlated(150)
     alike = torch.ones_like(weight)
-    nearest, compensated = encode(weight, form, alike, None), encode(weight, form, alike, compensation_of(moments))
-    if form.kind != SPARSE:
+    nearest, compensated = encode(weight, format, alike, None), encode(weight, format, alike, compensation_of(moments))
+    if format.kind != SPARSE:
         np.testing.assert_array_equal(nearest.values, compensated.values)
     ratio = output_error(compensated, weight, moments) / output_error(nearest, weight, moments)
-    assert ratio < (0.7 if form.bits == 1 else 0.5)
+    assert ratio < (0.7 if format.bits == 1 else 0.5)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_compensated_rounding_is_nearest_where_inputs_do_not_correlate(form: Format) -> None:
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_compensated_rounding_is_nearest_where_inputs_do_not_correlate(format: Format) -> None:
     weight = normal(16, 50, 3, 1)
     moments = torch.diag(torch.exp(normal(150, seed=3)))
     alike = torch.ones_like(weight)
     np.testing.assert_array_equal(
-        encode(weight, form, alike, compensation_of(moments)).codes, encode(weight, form, alike, None).codes
+        encode(weight, format, alike, compensation_of(moments)).codes, encode(weight, format, alike, None).codes
     )
 
 
@@ -192,15 +192,15 @@ def test_inputs_that_are_always_zero() -> None:
     assert np.isfinite(silent.decode()).all()
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_real_numbers_are_exact_in_fp16_and_the_same_each_time(form: Format) -> None:
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_real_numbers_are_exact_in_fp16_and_the_same_each_time(format: Format) -> None:
     weight, importance, moments = normal(16, 30) / 3, torch.exp(normal(16, 30, seed=1)), correlated(30)
-    encoded = encode(weight, form, importance, compensation_of(moments))
-    for array in (encoded.values, encoded.codes) if form.kind == SPARSE else (encoded.values,):
+    encoded = encode(weight, format, importance, compensation_of(moments))
+    for array in (encoded.values, encoded.codes) if format.kind == SPARSE else (encoded.values,):
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, array.astype(np.float16))
     torch.manual_seed(123)
-    again = encode(weight, form, importance, compensation_of(moments))
+    again = encode(weight, format, importance, compensation_of(moments))
     np.testing.assert_array_equal(again.codes, encoded.codes)
     np.testing.assert_array_equal(again.values, encoded.values)
 
@@ -208,8 +208,8 @@ def test_real_numbers_are_exact_in_fp16_and_the_same_each_time(form: Format) -> 
 def test_arguments_are_not_changed() -> None:
     weight, importance, moments = normal(16, 30), torch.ones(16, 30), correlated(30)
     before = [tensor.clone() for tensor in (weight, importance, moments)]
-    for form in FORMATS:
-        encode(weight, form, importance, compensation_of(moments))
+    for format in FORMATS:
+        encode(weight, format, importance, compensation_of(moments))
     for tensor, copy in zip((weight, importance, moments), before, strict=True):
         assert torch.equal(tensor, copy)
 

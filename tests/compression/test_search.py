@@ -8,17 +8,18 @@ from collections.abc import Iterator
 import pytest
 
 from mobilevit_coreml.compression.formats import FP16, INTEGER, PALETTE, Format
-from mobilevit_coreml.compression.search import Candidate, choose, total_bytes, total_noise
+from mobilevit_coreml.compression.search import Candidate, choose, total_bytes
+from tests.compression.packages import total_noise
 
-FORMS = (FP16, Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
+FORMATS = (FP16, Format(INTEGER, 8), *(Format(PALETTE, bits) for bits in (8, 6, 4, 2)))
 Candidates = dict[str, list[Candidate]]
 
 
-def stored_bytes(form: Format, shape: tuple[int, ...]) -> int:
-    return form.stored_bytes(shape, "fp16")
+def stored_bytes(format: Format, shape: tuple[int, ...]) -> int:
+    return format.stored_bytes(shape, "fp16")
 
 
-def problem(seed: int, layers: int = 5, forms: tuple[Format, ...] = FORMS) -> Candidates:
+def problem(seed: int, layers: int = 5, formats: tuple[Format, ...] = FORMATS) -> Candidates:
     """Layers of different sizes and sensitivities, each bit worth 6 dB, more or less."""
     generator = random.Random(seed)
     candidates = {}
@@ -26,8 +27,10 @@ def problem(seed: int, layers: int = 5, forms: tuple[Format, ...] = FORMS) -> Ca
         shape = (generator.choice([32, 64, 96]), generator.choice([32, 80, 640]))
         sensitivity = 10 ** generator.uniform(-3, 1)
         candidates[f"layer {number}"] = [
-            Candidate(form, stored_bytes(form, shape), sensitivity * 4**-form.bits * generator.uniform(0.5, 2), None)
-            for form in forms
+            Candidate(
+                format, stored_bytes(format, shape), sensitivity * 4**-format.bits * generator.uniform(0.5, 2), None
+            )
+            for format in formats
         ]
     return candidates
 
@@ -112,11 +115,12 @@ def test_the_budget_is_used_up_where_it_brings_anything() -> None:
 
 
 def test_formats_against_the_sensitivities_are_worse() -> None:
-    forms = tuple(Format(PALETTE, bits) for bits in (8, 6, 4, 2))
+    formats = tuple(Format(PALETTE, bits) for bits in (8, 6, 4, 2))
     shape = (64, 640)  # all alike, so that any order of the same formats takes the same bytes
     candidates = {
         f"layer {number}": [
-            Candidate(form, stored_bytes(form, shape), 10 ** (-number / 4) * 4**-form.bits, None) for form in forms
+            Candidate(format, stored_bytes(format, shape), 10 ** (-number / 4) * 4**-format.bits, None)
+            for format in formats
         ]
         for number in range(16)
     }

@@ -26,7 +26,7 @@ from mobilevit_coreml.reference import ReferenceEvaluator
 from mobilevit_coreml.reference.reader import Ref, read_package
 from tests.compression.packages import (
     FORMATS,
-    FORMS,
+    FORMATS_BY_TARGET,
     SHAPES,
     layer_weight,
     network,
@@ -53,38 +53,34 @@ def exact(encoded: Encoded, shape: tuple[int, ...]) -> Any:
     return encoded.decode().reshape(shape).astype(np.float16).astype(np.float32)
 
 
-def check(source: Any, form: Format, target: str, channels: int) -> None:
+def check(source: Any, format: Format, target: str, channels: int) -> None:
     """The operation that decodes a weight: its type, and how its parts are stored."""
     modern = target == "iOS18"
     integers = "constexpr_blockwise_shift_scale" if modern else "constexpr_affine_dequantize"
     assert (
         source.op_type
-        == {
-            PALETTE: "constexpr_lut_to_dense",
-            SPARSE: "constexpr_sparse_to_dense",
-            INTEGER: integers,
-        }[form.kind]
+        == {PALETTE: "constexpr_lut_to_dense", SPARSE: "constexpr_sparse_to_dense", INTEGER: integers}[format.kind]
     )
-    if form.kind == PALETTE:
-        tables = channels // (form.group_size or channels)
-        assert source.lut.val.size == tables * 2**form.bits
+    if format.kind == PALETTE:
+        tables = channels // (format.group_size or channels)
+        assert source.lut.val.size == tables * 2**format.bits
         if modern:
             assert source.lut.shape[:1] == (tables,)
-            assert types.builtin_to_string(source.indices.dtype) == f"uint{form.bits}"
+            assert types.builtin_to_string(source.indices.dtype) == f"uint{format.bits}"
         else:
-            assert source.indices.val.size == math.ceil(int(source.shape.val.prod()) * form.bits / 8)
-    elif form.kind == INTEGER:
+            assert source.indices.val.size == math.ceil(int(source.shape.val.prod()) * format.bits / 8)
+    elif format.kind == INTEGER:
         assert source.scale.val.size == channels
         data = source.data if modern else source.quantized_data
-        assert types.builtin_to_string(data.dtype) == f"int{form.bits}"
+        assert types.builtin_to_string(data.dtype) == f"int{format.bits}"
     else:
         whole = source.mask.val.size if modern else int(source.shape.val.prod())
-        assert source.nonzero_data.val.size == whole - round(whole * form.zeros)
+        assert source.nonzero_data.val.size == whole - round(whole * format.zeros)
 
 
-@pytest.mark.parametrize(("form", "target"), FORMS, ids=str)
-def test_a_package_decodes_to_what_was_encoded(form: Format, target: str, tmp_path: Path) -> None:
-    encodings = {name: encode(layer_weight(name), form, torch.ones(shape), None) for name, shape in SHAPES.items()}
+@pytest.mark.parametrize(("format", "target"), FORMATS_BY_TARGET, ids=str)
+def test_a_package_decodes_to_what_was_encoded(format: Format, target: str, tmp_path: Path) -> None:
+    encodings = {name: encode(layer_weight(name), format, torch.ones(shape), None) for name, shape in SHAPES.items()}
     package = two_layers(encodings, target, tmp_path / "two.mlpackage")
     read, theirs = weights_of_the_evaluator(package), weights_of_coremltools(package)
     assert read.keys() == theirs.keys() == SHAPES.keys()
@@ -94,14 +90,14 @@ def test_a_package_decodes_to_what_was_encoded(form: Format, target: str, tmp_pa
         assert values.dtype == np.float16
         np.testing.assert_array_equal(read[name], expected)
         np.testing.assert_array_equal(values.astype(np.float32), expected)
-        check(source, form, target, SHAPES[name][0])
+        check(source, format, target, SHAPES[name][0])
 
 
 @cache
 def mixed(target: str) -> Plan:
     """Of the network, each layer in the next of a target's formats: one conversion meets them all."""
     model = network()
-    plans = [uniform_plan(form, model, "fp16", None, 0, silent) for form in FORMATS if form.target <= target]
+    plans = [uniform_plan(format, model, "fp16", None, 0, silent) for format in FORMATS if format.target <= target]
     paths = list(layers_of(model)[0])
     assert all(list(plan.encoded) == paths for plan in plans)
     encoded = {path: plans[number % len(plans)].encoded[path] for number, path in enumerate(paths)}
@@ -157,10 +153,7 @@ def test_a_network_computes_with_the_weights_it_was_given(directory: Path) -> No
     assert snr(whole.feature_map, expected.feature_map) < 40  # the difference is there to be seen
 
 
-@pytest.mark.parametrize(
-    ("task", "attention"),
-    [("classification", "split_einsum"), ("segmentation", "packed")],
-)
+@pytest.mark.parametrize(("task", "attention"), [("classification", "split_einsum"), ("segmentation", "packed")])
 def test_every_layer_of_the_other_tasks_finds_its_operation(task: str, attention: str, tmp_path: Path) -> None:
     model = network(task, attention)
     encodings = uniform_plan(Format(INTEGER, 8), model, "fp16", None, 0, silent).encoded

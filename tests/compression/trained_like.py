@@ -18,7 +18,7 @@ TAIL = 4.0  # degrees of freedom of Student's t: the fewer, the heavier the tail
 def trained_like(size: tuple[int, int], task: str = "features", seed: int = 0) -> Checkpoint:
     """An xxs checkpoint whose layers mind compression, and not all alike.
 
-    Batch norms are given the statistics of drawn pictures, so that the signal stays alive.
+    Batch norms are given the statistics of synthetic images, so that the signal stays alive.
     """
     checkpoint = load_checkpoint("untrained", "xxs", task)
     checkpoint = dataclasses.replace(

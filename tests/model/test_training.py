@@ -9,11 +9,7 @@ from mobilevit_coreml.config import VARIANTS, AttentionImplementation, MobileViT
 from mobilevit_coreml.model import ImageClassifier
 from tests.peers import hugging_face_classifier, images, ours
 
-WITHOUT_DROPOUT = {
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "classifier_dropout_prob": 0.0,
-}
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout_prob": 0.0}
 
 
 def small_config(**values: Any) -> MobileViTConfig:
@@ -51,11 +47,7 @@ def test_gradients_are_the_references(attention: str, unfold: str) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "labels"),
-    [
-        (3, torch.tensor([0, 2])),
-        (3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])),
-        (1, torch.tensor([0.3, -2.0])),
-    ],
+    [(3, torch.tensor([0, 2])), (3, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])), (1, torch.tensor([0.3, -2.0]))],
     ids=["cross entropy", "several labels", "regression"],
 )
 @torch.no_grad()

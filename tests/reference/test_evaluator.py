@@ -340,3 +340,15 @@ def test_an_attribute_value_nobody_implemented(packages: Callable[[str], Path], 
         UnsupportedError, match="conv '.*': pad_type: expected valid, same, same_lower or custom, got 'cosmic'"
     ):
         ReferenceEvaluator(path).run({"x": np.zeros((1, 3, 16, 20))})
+
+
+def test_a_stride_of_zero(packages: Callable[[str], Path], tmp_path: Path) -> None:
+    path, folder = copy(packages("array"), tmp_path)
+    spec = ct.utils.load_spec(str(path))
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    (name,) = next(entry for entry in block.operations if entry.type == "conv").inputs["strides"].arguments
+    strides = next(entry for entry in block.operations if entry.outputs[0].name == name.name)
+    strides.attributes["val"].immediateValue.tensor.ints.values[:] = [0, 0]
+    (folder / "model.mlmodel").write_bytes(spec.SerializeToString())
+    with pytest.raises(PackageError, match=r"conv '.*': expected arguments that fit each other, got .*zero"):
+        ReferenceEvaluator(path).run({"x": np.zeros((1, 3, 16, 20))})

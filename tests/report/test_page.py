@@ -98,7 +98,7 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
     assert found.all("h1") == ["classifier.mlpackage"]
     assert "NOT_RUN: coreml. Core ML is on a Mac only; the verdict says nothing of it." in found.all("p")
     assert "NOT_RUN: gate latency was not measured on reference." in found.all("p")
-    assert found.all("span").count("○ NOT_RUN") == 3  # Core ML twice, and that gate
+    assert found.all("span").count("○ NOT_RUN") == 4  # Core ML twice, that gate, and the framework
     assert "not measured" in found.all("td")
 
 

@@ -18,7 +18,7 @@ from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import CheckpointError, InputError
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.inference import read_record
-from mobilevit_coreml.metrics import NOT_RUN, PASS
+from mobilevit_coreml.metrics import FAIL, NOT_RUN, PASS
 from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.validation.original import load_original
 from mobilevit_coreml.validation.run import validate
@@ -50,6 +50,7 @@ def test_prints_what_the_verdict_rests_on(classifier: Path, capsys: pytest.Captu
   checkpoint   untrained
                seed 0
   images       8 synthetic
+  framework    NOT_RUN, the weights are of no other framework
   record       PASS, as the checkpoint has it
   input        PASS, as the checkpoint has it
   outputs      PASS, as the checkpoint has it
@@ -90,7 +91,7 @@ def test_all_functions_of_a_package(tuned: tuple[Path, Path], photographs: Path)
         ("coreml", "size_64x96", NOT_RUN),
     ]
     assert stages[:3] == [("read", 0, 0), ("weights", 0, 0), ("program", 0, 0)]
-    assert stages[3:] == [(f"reference {name}", n, 2) for name in ("size_64", "size_64x96") for n in range(3)]
+    assert stages[4:] == [(f"reference {name}", n, 2) for name in ("size_64", "size_64x96") for n in range(3)]
 
 
 def test_one_function_of_a_package(tuned: tuple[Path, Path], one_image: Path) -> None:
@@ -150,17 +151,19 @@ def test_other_weights_are_an_error(tuned: tuple[Path, Path], tmp_path: Path) ->
 
 
 def test_what_the_conversion_was_given(tuned: tuple[Path, Path], one_image: Path, tmp_path: Path) -> None:
-    """Class names and a channel order that are not the checkpoint's are wrong unless they are given again."""
+    """Class names that are not the checkpoint's are wrong unless they are given again; other options are recorded."""
     weights, _ = tuned
     names = tmp_path / "names.txt"
     names.write_text("Katze\nHund\nFisch\n")
     options = ConversionOptions(image_sizes=((64, 64),), attention="packed", labels=names, channel_order="RGB")
     package = convert(str(weights), options=options, output=tmp_path, verify=False).path
-    failed = {check.name: check.detail for _, check in validate(package, images=one_image).checks if not check.passed}
-    assert failed.keys() == {"record", "input", "labels", "operations"}
+    checks = validate(package, images=one_image).checks
+    failed = {check.name: check.detail for _, check in checks if check.passed is False}
+    assert failed.keys() == {"record", "labels"}
     assert failed["labels"] == "0: expected 'cat', got 'Katze' (2 more)"
-    assert failed["record"] == "channel_order: expected 'BGR', got 'RGB' (1 more)"
-    assert validate(package, images=one_image, labels=names, channel_order="RGB").verdict == PASS
+    assert failed["record"] == "given.labels: expected None, got True"
+    assert validate(package, images=one_image, labels=names).verdict == PASS
+    assert validate(package, images=one_image, labels=names, channel_order="BGR").verdict == FAIL
 
 
 @pytest.mark.parametrize(

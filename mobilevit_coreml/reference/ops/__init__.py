@@ -2,7 +2,7 @@
 
 A parameter annotated Tensor takes a value of the program; int, float, bool, str and tuples of int or
 bool take the contents of a value, converted once if it is constant. Arithmetic is float32 in torch;
-the evaluator rounds to fp16.
+the evaluator rounds to fp16. Operations of one line are lambdas in a TABLE of their module.
 """
 
 import inspect
@@ -22,35 +22,48 @@ from mobilevit_coreml.reference.ops import (
     resizing,
     shape,
 )
+from mobilevit_coreml.reference.ops.attributes import Ints
 
-_MODULES = (convolution, normalization, activation, elementwise, reduction, linear, shape, indexing, resizing)
+_WITH_TABLES = (normalization, activation, elementwise, linear, shape, indexing)
+_MODULES = (*_WITH_TABLES, convolution, reduction, resizing)
+
+# Types of the lambdas' parameters; those not here are Tensor.
+_TYPES = {
+    **dict.fromkeys(("alpha", "beta", "epsilon", "k"), float),
+    **dict.fromkeys(("axis", "block_size", "num_splits", "size", "stride", "upscale_factor", "downscale_factor"), int),
+    **dict.fromkeys(("ascending", "keep_dims"), bool),
+    **dict.fromkeys(("axes", "perm", "reps", "split_sizes"), Ints),
+    "equation": str,
+    "values": list[Tensor],
+}
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    function.__annotations__ = {name: _TYPES.get(name, Tensor) for name in inspect.signature(function).parameters}
+    return function
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def operation(x: Tensor) -> Tensor:
-        return function(x)
-
-    return operation
+    return lambda x: function(x)
 
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    def operation(x: Tensor, y: Tensor) -> Tensor:
-        return function(x, y)
-
-    return operation
+    return lambda x, y: function(x, y)
 
 
-def _reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Callable[..., Tensor]:
-    def operation(x: Tensor, axes: tuple[int, ...] = (), keep_dims: bool = False) -> Tensor:
-        return function(x, axes or tuple(range(x.dim())), keep_dims)
-
-    return operation
+def _reduction(function: Callable[[Tensor, Ints, bool], Tensor]) -> Callable[..., Tensor]:
+    return lambda x, axes=(), keep_dims=False: function(x, axes or tuple(range(x.dim())), keep_dims)
 
 
-OPERATIONS: Mapping[str, Callable[..., Any]] = {
+_LAMBDAS = {
     **{name: _unary(function) for name, function in elementwise.UNARY.items()},
     **{name: _binary(function) for name, function in elementwise.BINARY.items()},
     **{name: _reduction(function) for name, function in reduction.REDUCTIONS.items()},
+    **{name: function for module in _WITH_TABLES for name, function in module.TABLE.items()},
+}
+
+OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    **{name: _annotated(function) for name, function in _LAMBDAS.items()},
     **{
         name: function
         for module in _MODULES

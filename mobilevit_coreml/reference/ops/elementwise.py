@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilevit_coreml.errors import UnsupportedError
+from mobilevit_coreml.reference.ops.attributes import along, choose
 
 # Operations of one parameter, `x`.
 UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -63,6 +63,16 @@ BINARY: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+# Operations of other parameters.
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    "clip": lambda x, alpha=-math.inf, beta=math.inf: x.clamp(alpha, beta),
+    "inverse": lambda x, epsilon=1e-4: 1 / (x + epsilon),
+    "log": lambda x, epsilon=1e-45: (x + epsilon).log(),
+    "rsqrt": lambda x, epsilon=1e-12: (x + epsilon).rsqrt(),
+    "select": lambda cond, a, b: torch.where(cond, a, b),
+}
+
+
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """Quotient; of two integers its integer part."""
     is_real = x.is_floating_point() or y.is_floating_point()
@@ -73,42 +83,18 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     """Conversion to fp16, fp32, an integer type or bool, rounding towards zero."""
     types = {"fp16": torch.float32, "fp32": torch.float32, "bool": torch.bool, "int64": torch.int64}
     types |= dict.fromkeys(("int32", "int16", "uint16", "int8", "uint8", "uint32"), torch.int32)
-    if dtype not in types:
-        raise UnsupportedError(f"dtype: expected one of {', '.join(types)}, got {dtype!r}")
-    return x.to(types[dtype])
-
-
-def clip(x: Tensor, alpha: float = -math.inf, beta: float = math.inf) -> Tensor:
-    return x.clamp(alpha, beta)
-
-
-def inverse(x: Tensor, epsilon: float = 1e-4) -> Tensor:
-    return 1 / (x + epsilon)
-
-
-def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
-    return (x + epsilon).log()
-
-
-def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
-    return (x + epsilon).rsqrt()
+    return x.to(choose("dtype", dtype, types))
 
 
 def threshold(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.maximum(x, alpha)
 
 
-def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(cond, a, b)
-
-
 def quantize(
     input: Tensor, scale: Tensor, output_dtype: str, zero_point: Tensor | None = None, axis: int | None = None
 ) -> Tensor:
     """clip(round(input / scale) + zero_point), to int8 or uint8."""
-    low, high = {"int8": (-128, 127), "uint8": (0, 255)}.get(output_dtype, (0, 0))
-    if not high:
-        raise UnsupportedError(f"output_dtype: expected int8 or uint8, got {output_dtype!r}")
+    low, high = choose("output_dtype", output_dtype, {"int8": (-128, 127), "uint8": (0, 255)})
     offset = 0 if zero_point is None else _along(zero_point, input, axis)
     return ((input / _along(scale, input, axis)).round() + offset).clamp(low, high).to(torch.int32)
 
@@ -121,5 +107,4 @@ def dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, a
 
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     """A scalar, or a vector along an axis of x, in a shape that broadcasts with x."""
-    shape = [-1 if axis is not None and i == axis % x.dim() else 1 for i in range(x.dim())]
-    return values.view(shape if values.dim() else ())
+    return values.reshape(()) if axis is None or not values.dim() else along(values, axis, x.dim())

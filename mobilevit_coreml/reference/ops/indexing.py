@@ -1,16 +1,18 @@
 """Gather, scatter, sorting and other operations with indices. Negative indices count from the end."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from mobilevit_coreml.errors import UnsupportedError
+from mobilevit_coreml.reference.ops.attributes import along
 
-
-def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(dim=axis, descending=not ascending, stable=True).to(torch.int32)
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    "argsort": lambda x, axis=-1, ascending=False: _order(x, axis, ascending).to(torch.int32),
+    "non_zero": lambda x: x.nonzero().to(torch.int32),
+}
 
 
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
@@ -34,10 +36,6 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
     return x[tuple(_nonnegative(index, size) for index, size in zip(indices.unbind(-1), x.shape, strict=False))]
 
 
-def non_zero(x: Tensor) -> Tensor:
-    return x.nonzero().to(torch.int32)
-
-
 def one_hot(
     indices: Tensor,
     one_hot_vector_size: int,
@@ -59,9 +57,8 @@ def scatter(
     """Updates of whole slices along an axis, one index each."""
     axis = axis % data.dim()
     index = _nonnegative(indices.flatten(), data.shape[axis])
-    shape = [-1 if i == axis else 1 for i in range(data.dim())]
     updates = updates.reshape(*data.shape[:axis], index.numel(), *data.shape[axis + 1 :])
-    return _scatter(data, axis, index.view(shape).expand_as(updates), updates, mode)
+    return _scatter(data, axis, along(index, axis, data.dim()).expand_as(updates), updates, mode)
 
 
 def scatter_along_axis(
@@ -96,9 +93,13 @@ def topk(
 ) -> tuple[Tensor, ...]:
     """The k largest or smallest values along an axis, sorted, and their indices."""
     k = x.shape[axis] if k == -1 else k
-    order = x.argsort(dim=axis, descending=not ascending, stable=True).narrow(axis, 0, k)
+    order = _order(x, axis, ascending).narrow(axis, 0, k)
     values = x.gather(axis, order)
     return (values, order.to(torch.int32)) if return_indices else (values,)
+
+
+def _order(x: Tensor, axis: int, ascending: bool) -> Tensor:
+    return x.argsort(dim=axis, descending=not ascending, stable=True)
 
 
 def _for_each(function: Callable[..., Tensor], x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
@@ -106,9 +107,6 @@ def _for_each(function: Callable[..., Tensor], x: Tensor, indices: Tensor, batch
     batch = x.shape[:batch_dims]
     entries = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
     return torch.stack([function(*entry) for entry in entries]).unflatten(0, batch)
-
-
-_REDUCTIONS: dict[str, str] = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 def _scatter(data: Tensor, axis: int, index: Tensor, updates: Tensor, mode: str) -> Tensor:
@@ -119,9 +117,10 @@ def _scatter(data: Tensor, axis: int, index: Tensor, updates: Tensor, mode: str)
     if mode == "div":  # of integers the integer part
         divisor = _scatter(torch.ones_like(data), axis, index, updates, "mul")
         return data / divisor if data.is_floating_point() else torch.div(data, divisor, rounding_mode="trunc")
-    if mode not in _REDUCTIONS:
-        raise UnsupportedError(f"mode: expected update, sub, div, {', '.join(_REDUCTIONS)}, got {mode!r}")
-    return data.scatter_reduce(axis, index, updates.to(data.dtype), _REDUCTIONS[mode])
+    reductions = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    if mode not in reductions:
+        raise UnsupportedError(f"mode: expected update, sub, div, {', '.join(reductions)}, got {mode!r}")
+    return data.scatter_reduce(axis, index, updates.to(data.dtype), reductions[mode])
 
 
 def _nonnegative(indices: Tensor, size: int) -> Tensor:

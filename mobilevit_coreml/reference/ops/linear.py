@@ -1,28 +1,21 @@
 """Matrix products and attention."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x: (*B, D_in), weight: (D_out, D_in)."""
-    return F.linear(x, weight, bias)
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    "einsum": lambda values, equation: torch.einsum(equation, *values),
+    "linear": lambda x, weight, bias=None: F.linear(x, weight, bias),  # x: (*B, D_in), weight: (D_out, D_in)
+}
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """Batched matrix product with broadcasting; transpose_x and transpose_y swap the last two dimensions."""
-    if transpose_x and x.dim() > 1:
-        x = x.transpose(-1, -2)
-    if transpose_y and y.dim() > 1:
-        y = y.transpose(-1, -2)
-    return x @ y
-
-
-def einsum(values: list[Tensor], equation: str) -> Tensor:
-    return torch.einsum(equation, *values)
+    return (x.mT if transpose_x and x.dim() > 1 else x) @ (y.mT if transpose_y and y.dim() > 1 else y)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

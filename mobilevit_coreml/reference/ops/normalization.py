@@ -1,9 +1,16 @@
 """Normalization. Shapes: N batch, C channels, *D spatial dimensions."""
 
+from collections.abc import Callable, Mapping
+
 import torch.nn.functional as F
 from torch import Tensor
 
-Ints = tuple[int, ...]
+from mobilevit_coreml.reference.ops.attributes import Ints
+
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    "l2_norm": lambda x, epsilon=1e-6: x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt(),
+    "local_response_norm": lambda x, size, alpha=1e-4, beta=0.75, k=1.0: F.local_response_norm(x, size, alpha, beta, k),
+}
 
 
 def batch_norm(
@@ -34,16 +41,6 @@ def layer_norm(
         return F.layer_norm(x, shape, gamma, beta, epsilon)
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     return _affine(_standardized(x, axes, epsilon), shape, gamma, beta)
-
-
-def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """x / sqrt(sum of squares + epsilon), summed over the last three dimensions."""
-    return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
-
-
-def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
-    """x: (N, C, *D), normalized over `size` neighbouring channels."""
-    return F.local_response_norm(x, size, alpha, beta, k)
 
 
 def _standardized(x: Tensor, axes: Ints, epsilon: float) -> Tensor:

@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mobilevit_coreml.errors import UnsupportedError
-
-Ints = tuple[int, ...]
+from mobilevit_coreml.reference.ops.attributes import Ints, choose
 
 
 def _product(x: Tensor, axes: Ints, keep_dims: bool) -> Tensor:
@@ -30,17 +28,17 @@ REDUCTIONS: Mapping[str, Callable[[Tensor, Ints, bool], Tensor]] = {
     "reduce_sum_square": lambda x, axes, keep: x.square().sum(axes, keep, dtype=x.dtype),
 }
 
+_INDEX_TYPES = dict.fromkeys(("int32", "int16", "uint16"), torch.int32)
+
 
 def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
     """Index of the first maximum."""
-    _check_index_type(output_dtype)
-    return x.argmax(axis, keepdim=keep_dims).to(torch.int32)
+    return x.argmax(axis, keepdim=keep_dims).to(choose("output_dtype", output_dtype, _INDEX_TYPES))
 
 
 def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
     """Index of the first minimum."""
-    _check_index_type(output_dtype)
-    return x.argmin(axis, keepdim=keep_dims).to(torch.int32)
+    return x.argmin(axis, keepdim=keep_dims).to(choose("output_dtype", output_dtype, _INDEX_TYPES))
 
 
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
@@ -52,8 +50,3 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
         x = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0, count - 1)], axis)
     sums = x.cumsum(axis, dtype=x.dtype)
     return sums.flip(axis) if reverse else sums
-
-
-def _check_index_type(output_dtype: str) -> None:
-    if output_dtype not in ("int32", "uint16", "int16"):
-        raise UnsupportedError(f"output_dtype: expected int32, int16 or uint16, got {output_dtype!r}")

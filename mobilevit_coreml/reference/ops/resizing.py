@@ -1,16 +1,14 @@
 """Resizing, cropping and resampling of the last two dimensions (height, width)."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_coreml.errors import UnsupportedError
-
-Ints = tuple[int, ...]
-
-SAMPLING_MODES = ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS")
+from mobilevit_coreml.reference.ops.attributes import Ints, along, choose
 
 
 def upsample_bilinear(
@@ -41,25 +39,21 @@ def resize_bilinear(
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """Source pixel that contains the centre of the target pixel: TensorFlow's half_pixel_centers, in coremltools."""
-    for axis, size in ((-2, target_size_height), (-1, target_size_width)):
-        x = x.index_select(axis, _nearest(x.shape[axis], size, "DEFAULT"))
-    return x
+    return resize(x, (target_size_height, target_size_width), 2, "NEAREST_NEIGHBOR")
 
 
 def resize(
     x: Tensor, shape: Ints, resized_dims: int, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
 ) -> Tensor:
     """The last resized_dims dimensions resized to `shape`; 0 keeps a dimension (iOS17)."""
+    modes: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+        "LINEAR": (_grid, _linear),
+        "NEAREST_NEIGHBOR": (_nearest, torch.index_select),
+    }
+    positions, sample = choose("interpolation_mode", interpolation_mode, modes)
     sizes = [size or old for size, old in zip(shape[-resized_dims:], x.shape[-resized_dims:], strict=True)]
     for axis, size in enumerate(sizes, start=x.dim() - resized_dims):
-        if interpolation_mode == "NEAREST_NEIGHBOR":
-            x = x.index_select(axis, _nearest(x.shape[axis], size, sampling_mode))
-        elif interpolation_mode == "LINEAR":
-            x = _linear(x, axis, _grid(x.shape[axis], size, sampling_mode))
-        else:
-            raise UnsupportedError(
-                f"interpolation_mode: expected LINEAR or NEAREST_NEIGHBOR, got {interpolation_mode!r}"
-            )
+        x = sample(x, axis, positions(x.shape[axis], size, sampling_mode))
     return x
 
 
@@ -96,15 +90,13 @@ def crop_resize(
         corners = flat[:, -4:]
     else:
         raise UnsupportedError("crop_resize: expected roi or boxes, got neither")
+    height, width = (x.shape[-2] - 1, x.shape[-1] - 1) if normalized_coordinates else (1, 1)
     crops = []
     for number, box in enumerate((corners * spatial_scale).tolist()):
         image = x if indices is None else x[indices[number]][None]
         top, left, bottom, right = _corners(box, box_coordinate_mode)
-        if normalized_coordinates:
-            top, bottom = top * (x.shape[-2] - 1), bottom * (x.shape[-2] - 1)
-            left, right = left * (x.shape[-1] - 1), right * (x.shape[-1] - 1)
-        image = _linear(image, 2, _box_grid(top, bottom, target_height, sampling_mode), pad_value)
-        crops.append(_linear(image, 3, _box_grid(left, right, target_width, sampling_mode), pad_value))
+        image = _linear(image, 2, _box_grid(top * height, bottom * height, target_height, sampling_mode), pad_value)
+        crops.append(_linear(image, 3, _box_grid(left * width, right * width, target_width, sampling_mode), pad_value))
     stacked = torch.stack(crops)
     return stacked.squeeze(1) if boxes is not None else stacked
 
@@ -121,21 +113,20 @@ def resample(
     """x: (N, C, H, W) at coordinates (N, h, w, 2), each (x, y)."""
     size = torch.tensor([x.shape[3], x.shape[2]], dtype=torch.float32)
     points = coordinates.float()
-    if coordinates_mode == "unnormalized":
-        positions = points
-    elif coordinates_mode == "normalized_minus_one_to_one":
-        positions = (points + 1) / 2 * (size - 1) if align_corners else ((points + 1) * size - 1) / 2
-    elif coordinates_mode == "normalized_zero_to_one":
-        positions = points * (size - 1) if align_corners else points * size - 0.5
-    else:
-        raise UnsupportedError(f"coordinates_mode: got {coordinates_mode!r}, which is not implemented")
+    modes = {
+        "unnormalized": points,
+        "normalized_minus_one_to_one": (
+            (points + 1) / 2 * (size - 1) if align_corners else ((points + 1) * size - 1) / 2
+        ),
+        "normalized_zero_to_one": points * (size - 1) if align_corners else points * size - 0.5,
+    }
+    positions = choose("coordinates_mode", coordinates_mode, modes)
     grid = 2 * positions / (size - 1).clamp(min=1) - 1  # as grid_sample with align_corners takes it
-    torch_padding = {"constant": "zeros", "border": "border", "reflection": "reflection"}.get(padding_mode)
-    if torch_padding is None or sampling_mode not in ("bilinear", "nearest"):
-        raise UnsupportedError(f"padding_mode {padding_mode!r}, sampling_mode {sampling_mode!r}: not implemented")
-    shifted = x - padding_value if padding_mode == "constant" else x
-    sampled = F.grid_sample(shifted, grid, sampling_mode, torch_padding, align_corners=True)
-    return sampled + padding_value if padding_mode == "constant" else sampled
+    mode = choose("sampling_mode", sampling_mode, {"bilinear": "bilinear", "nearest": "nearest"})
+    paddings = {"constant": "zeros", "border": "border", "reflection": "reflection"}
+    padding = choose("padding_mode", padding_mode, paddings)
+    outside = padding_value if padding_mode == "constant" else 0
+    return F.grid_sample(x - outside, grid, mode, padding, align_corners=True) + outside
 
 
 def affine(
@@ -164,28 +155,22 @@ def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
 def _bilinear(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if x.dim() == 4 and mode in ("STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):  # torch has these two itself
         return F.interpolate(x, size, mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
-    for axis, target in ((-2, size[0]), (-1, size[1])):
-        x = _linear(x, x.dim() + axis, _grid(x.shape[axis], target, mode))
-    return x
+    return resize(x, size, 2, sampling_mode=mode)
 
 
 def _grid(size: float, target: int, mode: str) -> Tensor:
     """Source coordinates of the target pixels, by the specification of resize_bilinear."""
     index = torch.arange(target, dtype=torch.float64)
-    if mode == "STRICT_ALIGN_CORNERS" or (mode == "ALIGN_CORNERS" and target > 1):
-        grid = index * ((size - 1) / max(target - 1, 1))
-    elif mode == "ALIGN_CORNERS":
-        grid = torch.full((1,), (size - 1) / 2, dtype=torch.float64)
-    elif mode == "DEFAULT":
-        grid = index * ((size - size / target) / max(target - 1, 1))
-    elif mode == "OFFSET_CORNERS":
-        delta = max(1, size - 1) / target
-        grid = 0.5 * delta + index * delta
-    elif mode == "UNALIGN_CORNERS":
-        grid = (index + 0.5) * (size / target) - 0.5
-    else:
-        raise UnsupportedError(f"sampling_mode: expected one of {', '.join(SAMPLING_MODES)}, got {mode!r}")
-    return grid.clamp(0, size - 1)
+    corners = index * ((size - 1) / max(target - 1, 1))
+    offset = max(1, size - 1) / target
+    grids = {
+        "STRICT_ALIGN_CORNERS": corners,
+        "ALIGN_CORNERS": corners if target > 1 else torch.full_like(index, (size - 1) / 2),
+        "DEFAULT": index * ((size - size / target) / max(target - 1, 1)),
+        "OFFSET_CORNERS": 0.5 * offset + index * offset,
+        "UNALIGN_CORNERS": (index + 0.5) * (size / target) - 0.5,
+    }
+    return choose("sampling_mode", mode, grids).clamp(0, size - 1)
 
 
 def _nearest(size: int, target: int, mode: str) -> Tensor:
@@ -205,23 +190,18 @@ def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) ->
     inside = grid.clamp(0, size - 1)
     low = inside.floor().long()
     high = (low + 1).clamp(max=size - 1)
-    shape = [-1 if i == axis else 1 for i in range(x.dim())]
-    weight = (inside - low).to(torch.float32).view(shape)
+    weight = along((inside - low).to(torch.float32), axis, x.dim())
     y = torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)
-    if outside is not None:
-        y = torch.where(((grid < 0) | (grid > size - 1)).view(shape), torch.tensor(outside), y)
-    return y
+    return y if outside is None else torch.where(along(grid != inside, axis, x.dim()), torch.tensor(outside), y)
 
 
 def _corners(box: list[float], mode: str) -> tuple[float, float, float, float]:
     """Box as (top, left, bottom, right)."""
     a, b, c, d = box
-    if mode == "CORNERS_HEIGHT_FIRST":
-        return a, b, c, d
-    if mode == "CORNERS_WIDTH_FIRST":
-        return b, a, d, c
-    if mode == "CENTER_SIZE_HEIGHT_FIRST":
-        return a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    if mode == "CENTER_SIZE_WIDTH_FIRST":
-        return b - d / 2, a - c / 2, b + d / 2, a + c / 2
-    raise UnsupportedError(f"box_coordinate_mode: got {mode!r}, which is not implemented")
+    corners = {
+        "CORNERS_HEIGHT_FIRST": (a, b, c, d),
+        "CORNERS_WIDTH_FIRST": (b, a, d, c),
+        "CENTER_SIZE_HEIGHT_FIRST": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+        "CENTER_SIZE_WIDTH_FIRST": (b - d / 2, a - c / 2, b + d / 2, a + c / 2),
+    }
+    return choose("box_coordinate_mode", mode, corners)

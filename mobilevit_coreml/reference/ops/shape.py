@@ -1,15 +1,40 @@
 """Reshaping, slicing, padding, joining and repeating: operations that do not change values."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_coreml.errors import UnsupportedError
+from mobilevit_coreml.reference.ops.attributes import Ints, padded
 
-Ints = tuple[int, ...]
 Bools = tuple[bool, ...]
+
+# Shapes: N batch, C channels, H W height and width, b block size.
+TABLE: Mapping[str, Callable[..., Tensor]] = {
+    # (N, b*b*C, H, W) -> (N, C, H*b, W*b) and back, channels innermost
+    "depth_to_space": lambda x, block_size: (
+        x.unflatten(1, (block_size, block_size, -1)).permute(0, 3, 4, 1, 5, 2).flatten(4).flatten(2, 3)
+    ),
+    "space_to_depth": lambda x, block_size: (
+        x.unflatten(3, (-1, block_size)).unflatten(2, (-1, block_size)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+    ),
+    "fill_like": lambda ref_tensor, value=None: fill(tuple(ref_tensor.shape), value),
+    "flatten2d": lambda x, axis=1: x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])),
+    "pixel_shuffle": lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor),
+    "pixel_unshuffle": lambda x, downscale_factor: F.pixel_unshuffle(x, downscale_factor),
+    "range_1d": lambda start, end, step: torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype),
+    "reverse": lambda x, axes=(): x.flip(axes or tuple(range(x.dim()))),
+    "shape": lambda x: torch.tensor(x.shape, dtype=torch.int32),
+    "sliding_windows": lambda x, axis, size, stride=1: x.unfold(axis, size, stride).movedim(-1, axis % x.dim() + 1),
+    "split": lambda x, axis, num_splits=0, split_sizes=(): x.split(split_sizes or x.shape[axis] // num_splits, axis),
+    "squeeze": lambda x, axes=(): x.squeeze(axes) if axes else x.squeeze(),
+    "stack": lambda values, axis: torch.stack(values, axis),
+    "tile": lambda x, reps: x.repeat(reps),
+    "transpose": lambda x, perm: x.permute(perm),
+}
 
 
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
@@ -22,11 +47,9 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
 def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> Tensor:
     """(N*b_h*b_w, C, H, W) -> (N, C, H*b_h - crops, W*b_w - crops), position within the block outermost."""
     height, width = block_shape
-    _, channels, rows, columns = x.shape
-    blocks = x.reshape(height, width, -1, channels, rows, columns).permute(2, 3, 4, 0, 5, 1)
-    full = blocks.reshape(-1, channels, rows * height, columns * width)
+    full = x.unflatten(0, (height, width, -1)).permute(2, 3, 4, 0, 5, 1).flatten(4).flatten(2, 3)
     top, bottom, left, right = crops
-    return full[:, :, top : rows * height - bottom, left : columns * width - right]
+    return full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right]
 
 
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
@@ -34,13 +57,6 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
         return torch.cat(values, axis)
     axis = axis % values[0].dim()
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
-
-
-def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """(N, b*b*C, H, W) -> (N, C, H*b, W*b), channels innermost."""
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, block_size, block_size, -1, rows, columns).permute(0, 3, 4, 1, 5, 2)
-    return blocks.reshape(batch, channels // block_size**2, rows * block_size, columns * block_size)
 
 
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
@@ -56,46 +72,19 @@ def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
     return value.reshape(()).repeat(shape)
 
 
-def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
-    return fill(tuple(ref_tensor.shape), value)
-
-
-def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """The dimensions before the axis flattened, and those from the axis on."""
-    axis = axis + x.dim() if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """`pad` has (before, after) of each of the last len(pad)/2 dimensions."""
-    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
-    while pairs and pairs[0] == (0, 0):
-        pairs = pairs[1:]
-    if not pairs:
-        return x
-    amounts = [amount for pair in reversed(pairs) for amount in pair]
+    edges = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
-        return F.pad(x, amounts, value=constant_val)
+        return padded(x, edges, constant_val)
     if mode not in ("reflect", "replicate"):
         raise UnsupportedError(f"mode: expected constant, reflect or replicate, got {mode!r}")
-    for axis, (before, after) in enumerate(pairs, start=x.dim() - len(pairs)):
-        size = x.shape[axis]
-        index = torch.arange(-before, size + after)
-        index = index.clamp(0, size - 1) if mode == "replicate" else size - 1 - (size - 1 - index.abs()).abs()
+    for axis, (before, after) in enumerate(edges, start=x.dim() - len(edges)):
+        last = x.shape[axis] - 1
+        index = torch.arange(-before, last + 1 + after)
+        index = index.clamp(0, last) if mode == "replicate" else last - (last - index.abs()).abs()
         x = x.index_select(axis, index)
     return x
-
-
-def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
-    return F.pixel_shuffle(x, upscale_factor)
-
-
-def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
-    return F.pixel_unshuffle(x, downscale_factor)
-
-
-def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
 def reshape(x: Tensor, shape: Ints) -> Tensor:
@@ -114,10 +103,6 @@ def reshape_like(x: Tensor, ref_tensors: list[Tensor], begins: Ints, ends: Ints,
     return x.reshape(shape)
 
 
-def reverse(x: Tensor, axes: Ints = ()) -> Tensor:
-    return x.flip(axes or tuple(range(x.dim())))
-
-
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first lengths[i] elements of slice i reversed."""
     parts = []
@@ -126,10 +111,6 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
         head, tail = part.split([length, part.shape[seq_axis] - length], seq_axis)
         parts.append(torch.cat([head.flip(seq_axis), tail], seq_axis))
     return torch.cat(parts, batch_axis)
-
-
-def shape(x: Tensor) -> Tensor:
-    return torch.tensor(x.shape, dtype=torch.int32)
 
 
 def slice_by_index(
@@ -142,11 +123,20 @@ def slice_by_index(
     squeeze_mask: Bools = (),
 ) -> Tensor:
     """x[begin:end:stride, …]; begin_mask and end_mask ignore begin and end, squeeze_mask takes x[begin]."""
-    for axis, index in _slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask):
-        if index.step == 1:
-            x = x.narrow(axis, index.start, index.stop - index.start)
+    none = (False,) * x.dim()
+    masks = zip(begin_mask or none, end_mask or none, squeeze_mask or none, strict=True)
+    bounds = zip(begin, end, stride or (1,) * x.dim(), strict=True)
+    for axis, (size, (first, last, step), (from_start, to_end, one)) in enumerate(
+        zip(x.shape, bounds, masks, strict=True)
+    ):
+        taken = range(size)[None if from_start else first : None if to_end else last : step]
+        if one:
+            start = range(size)[first]
+            taken = range(start, start + 1)
+        if taken.step == 1:
+            x = x.narrow(axis, taken.start, len(taken))
         else:
-            x = x.index_select(axis, torch.arange(index.start, index.stop, index.step))
+            x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64))
     return x.squeeze([axis for axis, drop in enumerate(squeeze_mask) if drop]) if any(squeeze_mask) else x
 
 
@@ -168,25 +158,6 @@ def slice_update(
     return result.view(x.shape)
 
 
-def _slices(
-    x: Tensor, begin: Ints, end: Ints, stride: Ints, begin_mask: Bools, end_mask: Bools, squeeze_mask: Bools
-) -> list[tuple[int, slice]]:
-    """(axis, slice) of each dimension that is not taken whole; start and stop are in range."""
-    result = []
-    for axis, size in enumerate(x.shape):
-        step = stride[axis] if stride else 1
-        first: int | None = None if begin_mask and begin_mask[axis] else begin[axis]
-        last: int | None = None if end_mask and end_mask[axis] else end[axis]
-        if squeeze_mask and squeeze_mask[axis]:
-            start = begin[axis] % size
-            result.append((axis, slice(start, start + 1, 1)))
-            continue
-        start, stop, step = slice(first, last, step).indices(size)
-        if (start, stop, step) != (0, size, 1):
-            result.append((axis, slice(start, max(stop, start) if step > 0 else stop, step)))
-    return result
-
-
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     """x[begin : begin + size]; size -1 is to the end."""
     for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
@@ -195,45 +166,10 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     return x
 
 
-def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
-    """All windows along an axis; the window is a new dimension after it."""
-    axis = axis % x.dim()
-    return x.unfold(axis, size, stride).movedim(-1, axis + 1)
-
-
 def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints = (0, 0, 0, 0)) -> Tensor:
     """(N, C, H, W), zero-padded -> (N*b_h*b_w, C, H/b_h, W/b_w), position within the block outermost."""
     height, width = block_shape
     top, bottom, left, right = paddings
-    if any(paddings):
-        x = F.pad(x, (left, right, top, bottom))
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, channels, rows // height, height, columns // width, width).permute(3, 5, 0, 1, 2, 4)
-    return blocks.reshape(-1, channels, rows // height, columns // width)
-
-
-def space_to_depth(x: Tensor, block_size: int) -> Tensor:
-    """(N, C, H, W) -> (N, b*b*C, H/b, W/b), channels innermost."""
-    batch, channels, rows, columns = x.shape
-    blocks = x.reshape(batch, channels, rows // block_size, block_size, columns // block_size, block_size)
-    return blocks.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows // block_size, columns // block_size)
-
-
-def split(x: Tensor, axis: int, num_splits: int = 0, split_sizes: Ints = ()) -> tuple[Tensor, ...]:
-    return x.split(list(split_sizes) or x.shape[axis] // num_splits, axis)
-
-
-def squeeze(x: Tensor, axes: Ints = ()) -> Tensor:
-    return x.squeeze(list(axes)) if axes else x.squeeze()
-
-
-def stack(values: list[Tensor], axis: int) -> Tensor:
-    return torch.stack(values, axis)
-
-
-def tile(x: Tensor, reps: Ints) -> Tensor:
-    return x.repeat(reps)
-
-
-def transpose(x: Tensor, perm: Ints) -> Tensor:
-    return x.permute(perm)
+    x = padded(x, [(top, bottom), (left, right)])
+    blocks = x.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+    return blocks.permute(3, 5, 0, 1, 2, 4).flatten(0, 2)

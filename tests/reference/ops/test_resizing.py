@@ -459,19 +459,22 @@ MATRIX = torch.ones(1, 6)
             lambda: resizing.resize_bilinear(ONES, 2, 2, "CUBIC"),
             "sampling_mode: expected one of STRICT_ALIGN_CORNERS, ",
         ),
-        (lambda: resizing.resize(ONES, (2,), 1, "CUBIC"), "interpolation_mode: expected LINEAR or NEAREST_NEIGHBOR, "),
+        (
+            lambda: resizing.resize(ONES, (2,), 1, "CUBIC"),
+            "interpolation_mode: expected one of LINEAR, NEAREST_NEIGHBOR, ",
+        ),
         (lambda: resizing.crop_resize(ONES), "crop_resize: expected roi or boxes, got neither"),
         (
             lambda: resizing.crop_resize(ONES, torch.ones(1, 4), box_coordinate_mode="POLAR"),
-            "box_coordinate_mode: got 'POLAR', which is not implemented",
+            "box_coordinate_mode: expected one of CORNERS_HEIGHT_FIRST, ",
         ),
         (
             lambda: resizing.resample(ONES, torch.ones(1, 1, 1, 2), "bilinear", "symmetric", 0, "unnormalized", True),
-            "padding_mode 'symmetric', sampling_mode 'bilinear': not implemented",
+            "padding_mode: expected one of constant, border, reflection, got 'symmetric'",
         ),
         (
             lambda: resizing.resample(ONES, torch.ones(1, 1, 1, 2), "bilinear", "border", 0, "polar", True),
-            "coordinates_mode: got 'polar', which is not implemented",
+            "coordinates_mode: expected one of unnormalized, ",
         ),
         (
             lambda: resizing.affine(ONES, MATRIX, 2, 2, "bilinear", "constant", 0, "unnormalized", True),

@@ -436,3 +436,9 @@ def test_booleans_move_too(operation: Callable[[Any], Any], move: Callable[[Arra
     x = np.array([[True, True, False], [True, False, True]])
     (output,) = run_op(lambda x: mb.cast(x=operation(x), dtype="int32"), {"x": x}, tmp_path)
     np.testing.assert_array_equal(output, move(x))
+
+
+@pytest.mark.parametrize("begin", [3, -4])
+def test_a_squeezed_index_is_in_range(begin: int) -> None:
+    with pytest.raises(IndexError):
+        shape.slice_by_index(torch.ones(3), (begin,), (0,), squeeze_mask=(True,))
