@@ -200,7 +200,9 @@ def _from_file(
     settings = read_json_object(files["config.json"]) if "config.json" in files else {}
     if naming is timm.TIMM:
         config, preprocessing = timm.read(settings, saved.arguments, inferred, name, **given)
-        assumed = [] if settings or saved.arguments else ["crop 0.9, bicubic (assumed: timm's for mobilevit)"]
+        assumed = (
+            [] if settings or saved.arguments else ["crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)"]
+        )
         assumed += [] if settings or saved.arguments else [_assumed_pixels(preprocessing, naming.name, overrides)]
     else:
         config, preprocessing, assumed = _network(naming, settings, files, inferred, preprocessing, task, name, given)

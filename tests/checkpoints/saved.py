@@ -473,7 +473,7 @@ def cvnets_config(head: str = "classification", **changes: Any) -> dict[str, Any
         "model.layer.linear_init_std_dev": 0.02,
         "ema.enable": True,
         "ema.momentum": 0.0005,
-        "stats.val": ["loss", "top1", "top5"],
+        "stats.name": ["loss", "top1", "top5"],
         "stats.checkpoint_metric": "top1",
     }
     if head == "segmentation":

@@ -279,6 +279,11 @@ CVNETS_TRAINING: Mapping[str, Build] = {
     "no config.yaml, --ema": partial(s.cvnets_training, averaged=True),
     "no config.yaml, --no-ema": partial(s.cvnets_training, averaged=False),
     "config.yaml": partial(s.cvnets_training, config={}, pixels={"resample": 3}),
+    "config.yaml of v0.2": partial(
+        s.cvnets_training,
+        config={"stats.name": None, "stats.val": ["loss", "top1"], "stats.train": ["loss"]},
+        pixels={"resample": 3, "order": "RGB"},
+    ),
     "config.yaml, --channel-order RGB": partial(
         s.cvnets_training, config={}, pixels={"resample": 3, "order": "RGB"}, options={"channel_order": "RGB"}
     ),
