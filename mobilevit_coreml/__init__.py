@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobilevit_coreml.checkpoints.load import Checkpoint
     from mobilevit_coreml.checkpoints.load import load_checkpoint as load
+    from mobilevit_coreml.checkpoints.overrides import CheckpointOverrides
     from mobilevit_coreml.compression.schemes import Budget, Palettize, Prune, Quantize
     from mobilevit_coreml.config import MobileViTConfig
     from mobilevit_coreml.conversion import Conversion, convert
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _API = {
     "Budget": "mobilevit_coreml.compression.schemes:Budget",
     "Checkpoint": "mobilevit_coreml.checkpoints.load:Checkpoint",
+    "CheckpointOverrides": "mobilevit_coreml.checkpoints.overrides:CheckpointOverrides",
     "Conversion": "mobilevit_coreml.conversion:Conversion",
     "ConversionOptions": "mobilevit_coreml.options:ConversionOptions",
     "MobileViTConfig": "mobilevit_coreml.config:MobileViTConfig",
@@ -47,6 +49,7 @@ _API = {
 __all__ = [
     "Budget",
     "Checkpoint",
+    "CheckpointOverrides",
     "Conversion",
     "ConversionOptions",
     "MobileViTConfig",

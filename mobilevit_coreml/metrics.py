@@ -5,6 +5,8 @@ with others.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -52,10 +54,14 @@ class RankingFidelity:
 
 @dataclasses.dataclass(frozen=True)
 class LabelsFidelity:
-    """Probabilities of independent labels: share of those that are above 0.5 on both sides or on neither."""
+    """Probabilities of independent labels: share of those that are above 0.5 on both sides or on neither.
+
+    `by_label` has the share of the images and the largest difference of each label.
+    """
 
     agreement: float
     max_abs_difference: float
+    by_label: tuple[tuple[float, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,26 +155,30 @@ class RankingMeter:
 
 @dataclasses.dataclass
 class LabelsMeter:
-    """Probabilities (labels,) of independent labels, one image after the other."""
+    """Probabilities (labels,) of independent labels, one image after the other: agreements and differences of each."""
 
-    labels: int = 0
-    same: int = 0
-    largest: float = 0.0
+    images: int = 0
+    same: list[int] = dataclasses.field(default_factory=list)
+    largest: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, reference: Tensor, output: Tensor) -> None:
         """One image's probabilities; NaN agrees with nothing."""
         same = ((reference > THRESHOLD) == (output > THRESHOLD)) & output.isfinite()
-        self.merge(LabelsMeter(len(reference), int(same.sum()), float((reference - output).abs().max())))
+        self.merge(LabelsMeter(1, same.int().tolist(), (reference - output).abs().tolist()))
 
     def merge(self, other: "LabelsMeter") -> None:
-        """Add what another meter has measured."""
-        self.labels += other.labels
-        self.same += other.same
-        self.largest = greatest(self.largest, other.largest)
+        """Add what another meter has measured of the same labels."""
+        self.images += other.images
+        self.same = list(map(sum, itertools.zip_longest(self.same, other.same, fillvalue=0)))
+        self.largest = list(
+            itertools.starmap(greatest, itertools.zip_longest(self.largest, other.largest, fillvalue=0))
+        )
 
     def result(self) -> LabelsFidelity:
         """The figures so far, of one image at least."""
-        return LabelsFidelity(self.same / self.labels, self.largest)
+        by_label = tuple((same / self.images, largest) for same, largest in zip(self.same, self.largest, strict=True))
+        largest = functools.reduce(greatest, self.largest, 0.0)
+        return LabelsFidelity(sum(self.same) / self.images / len(self.same), largest, by_label)
 
 
 @dataclasses.dataclass

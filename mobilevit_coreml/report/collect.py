@@ -94,7 +94,12 @@ def figures_of(fidelity: Fidelity, masks: MaskMeter | None = None, classes: Sequ
     if fidelity.masks is not None:
         both, by_class = fidelity.masks, tuple(overlaps(masks, classes))
         mask = values.Masks(both.pixel_agreement, both.mean_iou, both.classes, by_class)
-    labels = None if fidelity.labels is None else values.Labels(**vars(fidelity.labels))
+    labels = None
+    if fidelity.labels is not None:
+        several = fidelity.labels
+        by_label = enumerate(several.by_label)
+        each = tuple(values.LabelAgreement(index, _class_name(classes, index), *one) for index, one in by_label)
+        labels = values.Labels(several.agreement, several.max_abs_difference, each)
     return values.Figures(fidelity.signals, ranking, mask, labels)
 
 

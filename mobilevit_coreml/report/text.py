@@ -113,12 +113,15 @@ def _output_lines(figures: values.Figures, count: int, gates: Mapping[str, float
         yield f"smallest top-1 margin {ranking.margin:.2g}"
     elif figures.labels is not None:
         yield f"largest difference of a probability {figures.labels.max_abs_difference:.2g}"
-        yield f"{percent(figures.labels.agreement)}{gate('labels')} of the labels on the same side of 0.5"
+        yield f"{percent(figures.labels.agreement)}{gate('labels')} of the labels on the same side of 0.5, {images}"
+        worst = min(figures.labels.by_label, key=lambda one: one.agreement)
+        if worst.agreement < 1:
+            yield f"least often of {worst.class_}: {percent(worst.agreement)}"
     elif masks is not None:
         yield f"pixel agreement {percent(masks.pixels)}{gate('pixels')}"
         yield f"mean IoU {masks.mean_iou:.3f} over {masks.classes} classes, {images}"
     else:
-        yield f"over {images}"
+        yield f"largest difference {max(one.max_abs_difference for one in figures.signals.values()):.2g} over {images}"
 
 
 def _check(check: Check) -> str:

@@ -171,11 +171,22 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class LabelAgreement:
+    """One of several independent labels."""
+
+    index: ClassIndex
+    class_: ClassName
+    agreement: Annotated[float, "Share of images with the label on the same side of 0.5."]
+    max_abs_difference: Annotated[float, "Largest absolute difference of its probability."]
+
+
+@dataclass(frozen=True)
 class Labels:
     """Fidelity of a classifier's probabilities of independent labels."""
 
     agreement: Annotated[float, "Share of labels on the same side of 0.5."]
     max_abs_difference: Annotated[float, "Largest absolute difference of a probability."]
+    by_label: Annotated[tuple[LabelAgreement, ...], "Each label, in the order of the classes."]
 
 
 @dataclass(frozen=True)
