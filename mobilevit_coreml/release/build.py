@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,27 +25,19 @@ from mobilevit_coreml.images import images_in
 from mobilevit_coreml.package.files import FAILED_SUFFIX, digest_of, failed_path
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.publish import locked, publish, remove_stale, staging
-from mobilevit_coreml.release.catalogue import (
-    FAIL,
-    NOT_RUN,
-    PASS,
-    REPORT,
-    Entry,
-    Report,
-    entry_of,
-    read_report,
-    write_catalogue,
-)
+from mobilevit_coreml.release import catalogue
+from mobilevit_coreml.release.catalogue import FAIL, NOT_RUN, PASS, Entry, Report, read_report
 from mobilevit_coreml.release.recipe import Recipe, RecipeError
 from mobilevit_coreml.release.workers import call_in_processes
 from mobilevit_coreml.strict_json import to_json
 
 if TYPE_CHECKING:
-    from mobilevit_coreml.metrics import Fidelity
+    from mobilevit_coreml.metrics import Fidelity, GateResult
 
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 NOT_IN_PACKAGES = ("cli", "release", "report", "validation")  # code that no package's bytes depend on
 NO_IMAGES = "expected photographs to calibrate with, got none; name their directory with --images"
+CRASHED = "expected a package, got a process that crashed; is there enough memory?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +77,46 @@ def release(
     `images` calibrate compression. Returns the recipes' entries, and which were up to date. Raises OutputError where
     nothing can be written to `output`.
     """
-    entries: dict[str, Entry] = {}
+    outcomes: dict[str, tuple[str, str]] = {}  # verdict and error
     tasks = []
     find = functools.cache(find_on_hub)
     with locked(output):
         for name in names:
-            place = output / name
             try:
                 weights = find_weights(recipes[name], directory, pretrained, find)
-                task = Task(recipes[name], weights, inputs_of(recipes[name], weights, images), images, place)
-                entry = entry_without_building(task, force)
+                inputs = inputs_of(recipes[name], weights, images)
+                task = Task(recipes[name], weights, inputs, images, output / name)
+                verdict = verdict_without_building(task, force)
             except Exception as problem:  # whatever it is, it is this recipe's alone
-                entry = _entry(recipes[name], place, fail(recipes[name], place, error_text(problem)))
-            if entry is None:
+                outcomes[name] = FAIL, fail(output / name, error_text(problem))
+                continue
+            if verdict is None:
                 tasks.append(task)
             else:
-                entries[name] = entry
-        kept = {name for name, entry in entries.items() if entry.verdict == PASS}
-        progress("build", len(entries), len(names))
+                outcomes[name] = verdict, NO_IMAGES if verdict == NOT_RUN else ""
+        kept = {name for name, (verdict, _) in outcomes.items() if verdict == PASS}
+        progress("build", len(outcomes), len(names))
         with contextlib.closing(call_in_processes(attempt, tasks, jobs)) as results:
-            for task, result in results:
-                error = _crashed(task) if result is None else result
-                entries[task.recipe.name] = _entry(task.recipe, task.place, error)
-                progress("build", len(entries), len(names))
-        catalogue = [entries.get(name) or _earlier_entry(recipe, output / name) for name, recipe in recipes.items()]
-        write_catalogue(output, [entry for entry in catalogue if entry is not None])
+            for task, error in results:
+                if error is None:
+                    remove_stale(task.place)
+                    error = fail(task.place, CRASHED)
+                outcomes[task.recipe.name] = FAIL if error else PASS, error
+                progress("build", len(outcomes), len(names))
+        found = {name: _entry(recipe, output / name, outcomes.get(name)) for name, recipe in recipes.items()}
+        entries = {name: entry for name, entry in found.items() if entry is not None}
+        catalogue.write_catalogue(output, list(entries.values()))
     return {name: entries[name] for name in names}, kept
+
+
+def _entry(recipe: Recipe, place: Path, outcome: tuple[str, str] | None) -> Entry | None:
+    """The catalogue's entry of a verdict and its error, or of an earlier run's, if there was one."""
+    report, failed = read_report(place), read_report(_failed_place(place))
+    if outcome is None:
+        if failed is None and report is None:
+            return None
+        outcome = (PASS, "") if failed is None else (FAIL, failed.error)
+    return catalogue.entry_of(recipe, *outcome, {PASS: report, FAIL: failed}.get(outcome[0]))
 
 
 def find_on_hub(hub_id: str) -> Path | HubUnreachableError:
@@ -182,32 +188,30 @@ def _sha256(contents: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def entry_without_building(task: Task, force: bool) -> Entry | None:
-    """The entry of a recipe that is up to date, or needs images that are not there; None if it is to be built.
+def verdict_without_building(task: Task, force: bool) -> str | None:
+    """PASS for a package that is up to date, NOT_RUN for one whose images are not there, None for one to be built.
 
     Raises OutputError for what must not be replaced: something else, a package that somebody changed, or a trained
     package by an untrained one.
     """
-    recipe, place = task.recipe, task.place
-    remove_stale(place)  # first: a package that a killed process was replacing comes back
-    report = _report_at(place)
+    remove_stale(task.place)  # first: a package that a killed process was replacing comes back
+    report = _report_at(task.place)
     would_lose_weights = report is not None and not report.untrained and bool(task.weights.notice)
-    if report is not None and not force:
-        package = place / str(report.package)
-        if package.is_dir() and digest_of(package) != report.sha256:
+    if report is not None and not force and (package := task.place / str(report.package)).is_dir():
+        if digest_of(package) != report.sha256:
             raise OutputError(
                 f"output {package}: expected the package of its report, got one that was changed; --force replaces it"
             )
         # a trained package stays when its weights are out of reach for once
         compared = task.inputs.keys() - ({"weights"} if would_lose_weights else set())
-        if package.is_dir() and all(report.inputs.get(key) == task.inputs[key] for key in compared):
-            _remove_failed(place)
-            return entry_of(recipe, PASS, "", report)
-    if isinstance(recipe.compression, Budget) and task.images is None:
-        return entry_of(recipe, NOT_RUN, NO_IMAGES, None)
+        if all(report.inputs.get(key) == task.inputs[key] for key in compared):
+            _remove_failed(task.place)
+            return PASS
+    if isinstance(task.recipe.compression, Budget) and task.images is None:
+        return NOT_RUN
     if would_lose_weights and not force:
         raise OutputError(
-            f"{task.weights.notice}; or --force replaces the trained package at {place} by an untrained one"
+            f"{task.weights.notice}; or --force replaces the trained package at {task.place} by an untrained one"
         )
     return None
 
@@ -217,7 +221,7 @@ def attempt(task: Task, progress: Progress) -> str:
     try:
         return build(task, progress)
     except Exception as error:
-        return fail(task.recipe, task.place, error_text(error))
+        return fail(task.place, error_text(error))
 
 
 def build(task: Task, progress: Progress = silent) -> str:
@@ -238,9 +242,16 @@ def build(task: Task, progress: Progress = silent) -> str:
             report=staged / "compression.html" if compressed else None,
             progress=progress,
         )
-        fidelity = _gated(conversion.fidelity, {} if compressed else recipe.gates)
-        quality = _gated(conversion.quality, recipe.gates)
-        missed = "; ".join([*_missed("", fidelity), *_missed("quality, ", quality)])
+        sides = {"fidelity": conversion.fidelity, "quality": conversion.quality}
+        asked = "quality" if compressed else "fidelity"
+        sides[asked] = {name: _with_gates(entry, recipe.gates) for name, entry in sides[asked].items()}
+        missed = "; ".join(
+            f"{'quality, ' if side == 'quality' else ''}{function}: {_missed_text(result)}"
+            for side, by_function in sides.items()
+            for function, entry in by_function.items()
+            for result in entry.results
+            if not result.passed
+        )
         package = conversion.path
         if missed and not package.stem.endswith(FAILED_SUFFIX):
             package = package.rename(failed_path(package))
@@ -259,73 +270,44 @@ def build(task: Task, progress: Progress = silent) -> str:
             weights=record.weights,
             untrained=record.weights.untrained,
             sizes={name: preprocessing.input_size for name, preprocessing in record.by_function().items()},
-            fidelity={name: _measured(entry) for name, entry in fidelity.items()},
-            quality={name: _measured(entry) for name, entry in quality.items()},
+            fidelity={name: _measured(entry) for name, entry in sides["fidelity"].items()},
+            quality={name: _measured(entry) for name, entry in sides["quality"].items()},
             compression=record.compression,
             notices=[*filter(None, [task.weights.notice]), *conversion.notices],
         )
-        (staged / REPORT).write_bytes(to_json(report))
-        _put(staged, _failed_place(task.place) if missed else task.place)
+        _publish(staged, report, _failed_place(task.place) if missed else task.place)
     if not missed:
         _remove_failed(task.place)
     return missed
 
 
-def _gated(by_function: "Mapping[str, Fidelity]", gates: Mapping[str, float]) -> "dict[str, Fidelity]":
-    """Each function's fidelity with a recipe's gates; a gate that it has stays where it is stricter."""
+def _with_gates(fidelity: "Fidelity", gates: Mapping[str, float]) -> "Fidelity":
+    """Fidelity with a recipe's gates; a gate that it has stays where it is stricter."""
     from mobilevit_coreml.metrics import BOUNDS
 
-    gated = {}
-    for function, fidelity in by_function.items():
-        both = dict(fidelity.gates)
-        for name, gate in gates.items():
-            stricter = max if BOUNDS[name].at_least else min
-            both[name] = stricter(gate, both.get(name, gate))
-        gated[function] = fidelity.with_gates(both)
-    return gated
-
-
-def _missed(side: str, by_function: "Mapping[str, Fidelity]") -> Iterator[str]:
-    for function, fidelity in by_function.items():
-        for result in fidelity.results:
-            if not result.passed:
-                figure = "nothing measured" if result.figure is None else f"{result.figure:.5g}"
-                bound = "at least" if result.bound.at_least else "at most"
-                gate = f"{bound} {result.gate:g} {result.bound.unit}".strip()
-                yield f"{side}{function}: {result.name}: expected {gate}, got {figure}"
+    both = dict(fidelity.gates)
+    for name, gate in gates.items():
+        both[name] = (max if BOUNDS[name].at_least else min)(gate, both.get(name, gate))
+    return fidelity.with_gates(both)
 
 
 def _measured(fidelity: "Fidelity") -> dict[str, Any]:
     return {"passed": fidelity.passed, "figures": fidelity.figures, **dataclasses.asdict(fidelity)}
 
 
-def fail(recipe: Recipe, place: Path, error: str) -> str:
+def _missed_text(result: "GateResult") -> str:
+    figure = "nothing measured" if result.figure is None else f"{result.figure:.5g}"
+    gate = f"{'at least' if result.bound.at_least else 'at most'} {result.gate:g} {result.bound.unit}".strip()
+    return f"{result.name}: expected {gate}, got {figure}"
+
+
+def fail(place: Path, error: str) -> str:
     """Record beside its place why a package could not be made; returns the error."""
-    with contextlib.suppress(MobileViTError), staging(_failed_place(place)) as staged:  # something else may be there
+    failed = _failed_place(place)
+    with contextlib.suppress(MobileViTError), staging(failed) as staged:  # something else may be there
         staged.mkdir()
-        (staged / REPORT).write_bytes(to_json(Report(recipe=recipe.name, error=error)))
-        _put(staged, _failed_place(place))
+        _publish(staged, Report(recipe=place.name, error=error), failed)
     return error
-
-
-def _crashed(task: Task) -> str:
-    """Record that the process of a task crashed; returns the error."""
-    remove_stale(task.place)
-    return fail(task.recipe, task.place, "expected a package, got a process that crashed; is there enough memory?")
-
-
-def _entry(recipe: Recipe, place: Path, error: str) -> Entry:
-    """The catalogue's entry after an attempt to build."""
-    report = read_report(_failed_place(place) if error else place)
-    return entry_of(recipe, FAIL if error else PASS, error, report)
-
-
-def _earlier_entry(recipe: Recipe, place: Path) -> Entry | None:
-    """The catalogue's entry of an earlier run, if there was one."""
-    failed = read_report(_failed_place(place))
-    if failed is None and read_report(place) is None:
-        return None
-    return _entry(recipe, place, failed.error if failed else "")
 
 
 def _failed_place(place: Path) -> Path:
@@ -333,8 +315,9 @@ def _failed_place(place: Path) -> Path:
     return place.with_name(place.name + FAILED_SUFFIX)
 
 
-def _put(staged: Path, place: Path) -> None:
-    """Publish a directory, in place of an earlier one of the same recipe and of nothing else."""
+def _publish(staged: Path, report: Report, place: Path) -> None:
+    """Publish a directory with its report, in place of an earlier one of the same recipe and of nothing else."""
+    (staged / catalogue.REPORT).write_bytes(to_json(report))
     _report_at(place)
     publish(staged, place, force=True)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,35 +136,26 @@ def read_catalogue(path: Path) -> list[Entry]:
 
 def page(entries: Sequence[Entry]) -> str:
     """CATALOGUE.md: a table of all packages, and the errors."""
-    columns = ("recipe", "package", "task", "target", "size", "operations", "fidelity", "weights", "sha256 of contents")
-    errors = [f"- {entry.name}: {entry.verdict}, {_escape(entry.error)}" for entry in entries if entry.error]
-    parts = [
-        "# Packages",
-        _table(columns, entries),
-        "Fidelity is of the saved package against PyTorch in fp32, by the reference evaluator; of a compressed package "
-        "against the original weights. 1 MB = 10^6 bytes, the sum of a package's files.",
-        *(["UNTRAINED packages recognize nothing: do not ship them."] if any(one.untrained for one in entries) else []),
-        *(["## Errors", "\n".join(errors)] if errors else []),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return _render("catalogue.md", entries) + "\n"
 
 
 def readme_table(entries: Sequence[Entry]) -> str:
     """The README's table, which has no fidelity of packages with untrained weights."""
-    columns = ("recipe", "description", "weights stored as", "size", "operations", "target", "fidelity")
-    rows = [dataclasses.replace(entry, fidelity=None, quality=None) if entry.untrained else entry for entry in entries]
-    untrained = [entry.name for entry in entries if entry.untrained]
-    which = "all of these packages" if len(untrained) == len(entries) else ", ".join(untrained)
-    note = (
-        f"Measured with **untrained** weights of the real shapes: {which}. In fp16 neither size nor operations depend "
-        "on the values, and a budget is a size; fidelity does, and with trained weights it is unmeasured."
-    )
-    return "\n\n".join([_table(columns, rows), *([note] if untrained else [])])
+    return _render("readme.md", entries)
 
 
-def _table(columns: Sequence[str], entries: Sequence[Entry]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_CELLS[column](entry) for column in columns] for entry in entries)]
-    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
+def _render(template: str, entries: Sequence[Entry]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("mobilevit_coreml.release", "templates")
+    # `finalize` is for what entries say: on one line, and without ending a table's cell
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, finalize=_cell)
+    environment.filters |= {"figures": figures_text, "megabytes": megabytes}
+    return environment.get_template(template).render(entries=entries).rstrip()
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")
 
 
 def figures_text(entry: Entry) -> str:
@@ -175,31 +167,6 @@ def figures_text(entry: Entry) -> str:
     texts = [decibels(worst["snr"])] if math.isfinite(worst.get("snr", math.inf)) else []
     names = {"top1": "top-1", "pixels": "pixels"}
     return ", ".join([*texts, *(f"{text} {percent(worst[key])}" for key, text in names.items() if key in worst)])
-
-
-def _weights(source: WeightsSource | None) -> str:
-    if source is None:
-        return ""
-    return f"**UNTRAINED**, seed {source.seed}" if source.untrained else f"{source.name}, `{source.sha256}`"
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-_CELLS: Mapping[str, Callable[[Entry], str]] = {
-    "recipe": lambda entry: entry.name,
-    "description": lambda entry: entry.notes,
-    "package": lambda entry: f"`{entry.package}`" if entry.package else entry.verdict,
-    "task": lambda entry: entry.task,
-    "target": lambda entry: entry.target,
-    "weights stored as": lambda entry: entry.stored,
-    "size": lambda entry: "" if entry.bytes is None else megabytes(entry.bytes),
-    "operations": lambda entry: "" if entry.operations is None else f"{entry.operations}",
-    "fidelity": figures_text,
-    "weights": lambda entry: _weights(entry.weights),
-    "sha256 of contents": lambda entry: f"`{entry.sha256}`" if entry.sha256 else "",
-}
 
 
 def rewrite(readme: Path, catalogue: Path) -> bool:
@@ -225,8 +192,7 @@ def rewrite(readme: Path, catalogue: Path) -> bool:
 
 def with_table(text: str, table: str) -> str | None:
     """The text with the table between its markers; None if it does not have each of them once and in order."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
+    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
+    if parts[1::2] != [BEGIN, END]:
         return None
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return f"{parts[0]}{BEGIN}\n\n{table}\n\n{END}{parts[4]}"

@@ -6,9 +6,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
+from mobilevit_coreml.compression.schemes import Budget, Compression
 from mobilevit_coreml.config import TASKS, VARIANTS, Task
 from mobilevit_coreml.errors import MobileViTError, check_choice, os_error_text
 from mobilevit_coreml.options import ConversionOptions
@@ -20,12 +20,7 @@ RECIPES = shipped("release/recipes", "conversions/recipes")
 MAX_RECIPE = 64 * 1024  # bytes
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 SWIFT_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,63}")
-COMPRESSIONS: Mapping[str, type[Compression]] = {
-    "budget": Budget,
-    "palettize": Palettize,
-    "quantize": Quantize,
-    "prune": Prune,
-}
+COMPRESSIONS: Mapping[str, type[Compression]] = {kind.__name__.lower(): kind for kind in get_args(Compression)}
 SIGNAL_GATES = ("snr", "worst-snr", "cosine")
 GATES: Mapping[str, tuple[str, ...]] = {  # those of metrics.BOUNDS that a conversion measures, by task
     Task.CLASSIFICATION: (*SIGNAL_GATES, "top1", "top5", "kl", "probability"),
@@ -95,30 +90,27 @@ def _by_task(recipe: Recipe) -> tuple[int, int, bool, str]:
 def load_recipe(path: Path) -> Recipe:
     """Read one recipe; raises RecipeError with the file, the key, what was expected and what is there."""
     try:
-        recipe = _recipe_of(_read(path))
-        _check(recipe, path.stem)
-    except JsonError as error:
-        raise RecipeError(f"{path}: {str(error).lstrip('.: ')}; correct it") from None
-    except MobileViTError as error:
-        raise RecipeError(f"{path}: {error}") from None
-    return recipe if recipe.labels is None else dataclasses.replace(recipe, labels=str(path.parent / recipe.labels))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
         with path.open("rb") as file:
             content = file.read(MAX_RECIPE + 1)
         if len(content) > MAX_RECIPE:
             raise RecipeError(f"expected at most {MAX_RECIPE} bytes, got more; it is no recipe")
-        return tomllib.loads(content.decode())
+        recipe = _recipe_of(tomllib.loads(content.decode()), path.parent)
+        _check(recipe, path.stem)
+    except JsonError as error:
+        reason = f"{str(error).lstrip('.: ')}; correct it"
+    except MobileViTError as error:
+        reason = str(error)
     except OSError as error:
-        raise RecipeError(f"{os_error_text(error)}; check the path") from None
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError, too
-        raise RecipeError(f"expected TOML, got {os_error_text(error)}; correct it") from None
+        reason = f"{os_error_text(error)}; check the path"
+    except (ValueError, RecursionError) as error:  # from the TOML parser, or a UnicodeDecodeError
+        reason = f"expected TOML, got {os_error_text(error)}; correct it"
+    else:
+        return recipe
+    raise RecipeError(f"{path}: {reason}")
 
 
-def _recipe_of(values: dict[str, Any]) -> Recipe:
-    """The recipe of a file's values.
+def _recipe_of(values: dict[str, Any], directory: Path) -> Recipe:
+    """The recipe of the values of a file in a directory.
 
     [budget], [palettize], [quantize] or [prune] is the compression. `type`, `size` and `dtype` in [output] are
     `output_type` and so on. A number in `image_sizes` is a square.
@@ -131,7 +123,8 @@ def _recipe_of(values: dict[str, Any]) -> Recipe:
     if isinstance(values.get("image_sizes"), list):
         values["image_sizes"] = [[size, size] if isinstance(size, int) else size for size in values["image_sizes"]]
     values["notes"] = " ".join(load(str, values.get("notes", ""), "notes").split())
-    values["labels"] = load(str, values.get("labels", ""), "labels") or None
+    if labels := load(str, values.pop("labels", ""), "labels"):
+        values["labels"] = str(directory / labels)
     recipe = load(Recipe, values, "")
     return dataclasses.replace(recipe, compression=next(iter(compressions.values()), recipe.compression))
 
