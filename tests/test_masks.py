@@ -198,9 +198,9 @@ def test_a_mask_is_written_as_pascal_voc_has_them(tmp_path: Path) -> None:
         [0, 64, 128],
         [224, 224, 192],
     ]
-    shown = np.asarray(mask.convert("RGB"))
-    assert np.array_equal(shown[class_map != VOID], palette[class_map[class_map != VOID]])
-    assert (shown[class_map == VOID] == (224, 224, 192)).all()
+    colors = np.asarray(mask.convert("RGB"))
+    assert np.array_equal(colors[class_map != VOID], palette[class_map[class_map != VOID]])
+    assert (colors[class_map == VOID] == (224, 224, 192)).all()
 
 
 @pytest.mark.parametrize(("classes", "mode"), [(2, "P"), (255, "P"), (256, "RGB"), (300, "RGB")])
@@ -220,14 +220,14 @@ def test_an_overlay_mixes_the_colors_in() -> None:
     """As Pillow blends with a picture of the colors, but that Pillow cuts off fractions."""
     (photograph,) = synthetic_images(40, 60, 1)
     class_map = patches(40, 60, classes=21)
-    shown = np.asarray(overlay(photograph, class_map, voc_colors())).astype(int)
+    overlaid = np.asarray(overlay(photograph, class_map, voc_colors())).astype(int)
     paint = np.array([ImageColor.getrgb(color) for color in voc_colors()], np.uint8)[class_map]
     blended = np.asarray(Image.blend(photograph, Image.fromarray(paint), 0.6)).astype(int)
     painted = class_map > 0
     assert painted.any()
-    assert np.abs(shown - blended)[painted].max() <= 1
+    assert np.abs(overlaid - blended)[painted].max() <= 1
     exact = 0.4 * np.asarray(photograph) + 0.6 * paint
-    assert np.abs(shown - exact)[painted].max() <= 0.5 + 1e-4  # rounded to the nearest, of float32 numbers
+    assert np.abs(overlaid - exact)[painted].max() <= 0.5 + 1e-4  # rounded to the nearest, of float32 numbers
 
 
 def test_an_overlay_leaves_black_and_void_alone() -> None:

@@ -13,7 +13,7 @@ from mobilevit_coreml.errors import ConfigError, InputError
 from mobilevit_coreml.preprocessing import Preprocessing, default_preprocessing
 
 
-def drawn(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+def synthetic_photograph(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
     """A picture with edges, gradients and noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -54,7 +54,7 @@ def check_against_the_processor(preprocessing: Preprocessing, image: Image.Image
 @pytest.mark.parametrize("size", [(640, 480), (480, 641), (301, 299), (1023, 257), (100, 37), (256, 256), (3, 900)])
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
 def test_crops_are_the_reference_processors(size: tuple[int, int], order: str) -> None:
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     check_against_the_processor(Preprocessing(288, (256, 256), order), image, image)
 
 
@@ -66,7 +66,7 @@ def test_crops_are_the_reference_processors(size: tuple[int, int], order: str) -
 def test_so_are_other_crops_padded_where_the_picture_ends(
     size: tuple[int, int], resize: int, crop: tuple[int, int]
 ) -> None:
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     check_against_the_processor(Preprocessing(resize, crop, "BGR"), image, image)
 
 
@@ -74,9 +74,9 @@ def test_so_are_other_crops_padded_where_the_picture_ends(
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "CMYK"])
 def test_every_mode_becomes_colour_before_it_is_resized(mode: str, size: tuple[int, int]) -> None:
     # The processor is for three channels: to colour is the first step there, too, and left to its caller.
-    image = drawn(*size, mode)
+    image = synthetic_photograph(*size, mode)
     if "A" in mode:  # transparency does not count
-        image.putalpha(drawn(*size, "L", seed=1))
+        image.putalpha(synthetic_photograph(*size, "L", seed=1))
     preprocessing = default_preprocessing(CLASSIFICATION, (128, 128), "BGR")
     prepared = preprocessing.prepare(image)
     assert (prepared.mode, prepared.size) == ("RGB", (128, 128))
@@ -84,7 +84,7 @@ def test_every_mode_becomes_colour_before_it_is_resized(mode: str, size: tuple[i
 
 
 def test_a_palettes_transparent_colors_are_colors() -> None:
-    image = drawn(97, 80, "P")
+    image = synthetic_photograph(97, 80, "P")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=bytes([255, 0, 128]))
     transparent = Image.open(buffer)
@@ -95,7 +95,7 @@ def test_a_palettes_transparent_colors_are_colors() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_applied(orientation: int) -> None:
-    image = drawn(201, 150)
+    image = synthetic_photograph(201, 150)
     image.getexif()[0x0112] = orientation
     upright = ImageOps.exif_transpose(image)
     assert upright.size == ((150, 201) if orientation > 4 else (201, 150))
@@ -103,7 +103,7 @@ def test_every_orientation_is_applied(orientation: int) -> None:
 
 
 def test_a_camera_held_sideways_changes_nothing() -> None:
-    image = drawn(300, 400)
+    image = synthetic_photograph(300, 400)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6  # rotate by 270 degrees to see it upright
     preprocessing = default_preprocessing(CLASSIFICATION, (256, 256), "BGR")
@@ -131,7 +131,9 @@ def test_masks_are_the_reference_processors(
     if mode == "P":  # as the data sets have them: the value is the index, whatever its colour
         mask.putpalette([(7 * index) % 256 for index in range(768)])
     assert mask.mode == mode
-    expected = processor_of(preprocessing)(drawn(*size), segmentation_maps=mask, return_tensors="np")["labels"][0]
+    expected = processor_of(preprocessing)(synthetic_photograph(*size), segmentation_maps=mask, return_tensors="np")[
+        "labels"
+    ][0]
     got = preprocessing.prepare_mask(mask)
     assert got.dtype == np.uint8
     assert got.shape == crop
@@ -151,7 +153,7 @@ def test_reduced_labels_are_one_less_and_nothing_is_void() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "1"])
 def test_a_mask_of_colours_is_none(mode: str) -> None:
     with pytest.raises(InputError) as error:
-        Preprocessing(68, (64, 64), "RGB").prepare_mask(drawn(80, 80, mode))
+        Preprocessing(68, (64, 64), "RGB").prepare_mask(synthetic_photograph(80, 80, mode))
     assert str(error.value) == f"mask: expected a class index per pixel (mode L or P), got mode {mode}"
 
 
@@ -166,7 +168,7 @@ ODD_SIZES = list(itertools.product((20, 33, 36, 47, 72, 101), repeat=2))  # widt
 def test_a_crop_in_the_package_is_the_crop_outside(size: tuple[int, int], resize: int, crop: tuple[int, int]) -> None:
     outside = Preprocessing(resize, crop, "BGR")
     inside = dataclasses.replace(outside, include_crop=True)
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     prepared = inside.prepare(image)
     assert prepared.size == inside.input_size[::-1]
     assert np.array_equal(inside.pixels(prepared), outside.pixels(outside.prepare(image)))
@@ -188,7 +190,7 @@ def test_visions_center_crop_is_then_the_evaluation(size: tuple[int, int], task:
     evaluation = default_preprocessing(task, (side, side), "BGR")
     package = dataclasses.replace(evaluation, include_crop=True)
     assert package.input_size == (resize, resize)
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     seen = package.pixels(filled(image, *package.input_size))
     assert np.array_equal(seen, evaluation.pixels(evaluation.prepare(image)))
     if size[0] != size[1]:  # without the crop in the package, Vision shows the network more of the picture
@@ -200,7 +202,7 @@ def test_so_it_is_for_inputs_that_are_not_square_where_the_picture_is_as_long(si
     evaluation = Preprocessing(36, (48, 32), "BGR")
     package = dataclasses.replace(evaluation, include_crop=True)
     assert package.input_size == (48, 36)
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     seen = package.pixels(filled(image, *package.input_size))
     assert np.array_equal(seen, evaluation.pixels(evaluation.prepare(image)))
 
@@ -273,7 +275,7 @@ def test_covered_in_the_pictures_pixels(
 
 
 def test_sixteen_bits_become_eight() -> None:
-    eight = drawn(300, 300, "L")
+    eight = synthetic_photograph(300, 300, "L")
     sixteen = Image.fromarray(np.asarray(eight).astype(np.uint16) * 257)
     prepare = default_preprocessing("classification", (256, 256), "BGR").prepare
     assert sixteen.mode == "I;16"
@@ -283,7 +285,7 @@ def test_sixteen_bits_become_eight() -> None:
 def test_pictures_that_cannot_be_prepared() -> None:
     prepare = default_preprocessing("classification", (256, 256), "BGR").prepare
     with pytest.raises(InputError, match="expected integers of 8 or 16 bits, got floating point"):
-        prepare(drawn(30, 30, "F"))
+        prepare(synthetic_photograph(30, 30, "F"))
     with pytest.raises(InputError, match="expected a less extreme aspect ratio, got 1x40000 pixels; crop it first"):
         prepare(Image.new("L", (1, 40000)))
 
@@ -364,7 +366,7 @@ def test_a_crop_that_is_not_square_is_filled(size: tuple[int, int], crop: tuple[
     margin = shorter_edge(preprocessing) - min(crop) if include_crop else 0
     assert prepared.size == (crop[1] + margin, crop[0] + margin)
     assert np.asarray(prepared).min() == 255  # no black beside it
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     inside = preprocessing.pixels(preprocessing.prepare(image))
     outside = dataclasses.replace(preprocessing, include_crop=False)
     assert np.array_equal(inside, outside.pixels(outside.prepare(image)))

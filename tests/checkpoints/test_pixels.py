@@ -19,7 +19,7 @@ from mobilevit_coreml.config import CLASSIFICATION, VARIANTS, MobileViTConfig
 from mobilevit_coreml.errors import MobileViTError
 from mobilevit_coreml.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, default_preprocessing
 from mobilevit_coreml.validation.framework_worker import make_torchvision_importable
-from tests.test_preprocessing import drawn
+from tests.test_preprocessing import synthetic_photograph
 
 make_torchvision_importable()
 
@@ -67,13 +67,13 @@ IMAGENET = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 @pytest.mark.parametrize("mode", ["center", "squash"])
 def test_crops_are_timms(size: tuple[int, int], crop: tuple[int, int], crop_pct: float, mode: str) -> None:
     settings = {"input_size": [3, *crop], "crop_pct": crop_pct, "crop_mode": mode, **PLAIN}
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     check(read_timm(settings), image, by_timm(settings, image))
 
 
 def test_some_of_these_margins_are_odd_and_each_way_of_rounding_is_seen() -> None:
     settings = {"input_size": [3, 64, 64], "crop_pct": 0.95, **PLAIN}
-    preprocessing, image = read_timm(settings), drawn(91, 143)
+    preprocessing, image = read_timm(settings), synthetic_photograph(91, 143)
     assert preprocessing.resize == 67  # 3 pixels more: 1.5 on each side, to the even one
     other = Preprocessing(67, (64, 64), "RGB", "bicubic", rounding="down")
     assert not np.array_equal(other.pixels(other.prepare(image)), by_timm(settings, image))
@@ -83,19 +83,19 @@ def test_some_of_these_margins_are_odd_and_each_way_of_rounding_is_seen() -> Non
 @pytest.mark.parametrize("settings", [PLAIN, IMAGENET, {"mean": [0.5] * 3, "std": [0.5] * 3}, {}], ids=str)
 def test_filters_and_normalization_are_timms(interpolation: str, settings: dict[str, Any]) -> None:
     settings = {"input_size": [3, 64, 64], "interpolation": interpolation, **settings}
-    image = drawn(120, 90)
+    image = synthetic_photograph(120, 90)
     check(read_timm(settings), image, by_timm(settings, image))
 
 
 def test_a_config_that_says_nothing_is_timms_default() -> None:
-    image = drawn(301, 257)
+    image = synthetic_photograph(301, 257)
     check(read_timm({}), image, by_timm({}, image))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
 def test_gray_images_are_timms(mode: str) -> None:
     settings = {"input_size": [1, 64, 64], "mean": [0.4], "std": [0.3]}
-    image = drawn(120, 90).convert(mode)
+    image = synthetic_photograph(120, 90).convert(mode)
     preprocessing = read_timm(settings, GRAY)
     assert preprocessing.channel_order == "GRAY"
     check(preprocessing, image, by_timm(settings, image.convert("RGB")))
@@ -104,7 +104,7 @@ def test_gray_images_are_timms(mode: str) -> None:
 @pytest.mark.parametrize("size", [(380, 1064), (199, 301), (1000, 667)])
 def test_timms_quotients_are_rounded_as_they_are(size: tuple[int, int]) -> None:
     settings = {"input_size": [3, 525, 107], "crop_pct": 1.0, **PLAIN}  # of 380x1064 exact halves would round otherwise
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     check(read_timm(settings), image, by_timm(settings, image))
 
 
@@ -130,7 +130,7 @@ def test_normalization_is_torchvisions(size: tuple[int, int], order: str) -> Non
     preprocessing = Preprocessing(
         73, (64, 64), order, "bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD, rounding="even"
     )
-    image = drawn(*size)
+    image = synthetic_photograph(*size)
     check(preprocessing, image, normalized_by_torchvision(image, preprocessing))
 
 
@@ -197,7 +197,7 @@ def test_crops_are_each_processors(family: str, options: dict[str, Any], tmp_pat
     peer = processor(family, **options)
     preprocessing = read_saved(tmp_path, peer)
     for size in ((101, 101), (120, 90), (91, 143), (160, 97)):
-        image = drawn(*size)
+        image = synthetic_photograph(*size)
         check(preprocessing, image, peer(image, return_tensors="np")["pixel_values"])
 
 
@@ -212,7 +212,7 @@ def test_plain_numbers_of_old_files_are_each_processors(family: str, size: Any, 
         values["crop_size"] = 64
     default = default_preprocessing(CLASSIFICATION, (256, 256), "BGR")
     preprocessing, _ = hugging_face.read_preprocessor(values, default, "x")
-    image = drawn(143, 111)
+    image = synthetic_photograph(143, 111)
     check(preprocessing, image, peer(image, return_tensors="np")["pixel_values"])
 
 
@@ -223,7 +223,7 @@ def test_gray_images_are_the_processors(family: str, mode: str, tmp_path: Path) 
     peer = processor(family, size={"shortest_edge": 73}, crop_size=square(64), **options)
     preprocessing = read_saved(tmp_path, peer, channels=1)
     assert preprocessing.channel_order == "GRAY"
-    image = drawn(120, 90, mode)
+    image = synthetic_photograph(120, 90, mode)
     check(preprocessing, image, peer(image.convert("L"), return_tensors="np")["pixel_values"])
 
 

@@ -406,11 +406,11 @@ def test_a_terminal_sees_progress(
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert main([*UNTRAINED, "--output", str(tmp_path)]) == 0
-    shown = os.read(ours, 100_000).decode()
+    printed = os.read(ours, 100_000).decode()
     os.close(ours)
     stages = ["weights", "model", "convert", "save", "verify"]
-    assert [name for name in stages if f"\r{name:<10} " in shown] == stages
-    assert "Running MIL" not in shown
+    assert [name for name in stages if f"\r{name:<10} " in printed] == stages
+    assert "Running MIL" not in printed
     assert "\r" not in capsys.readouterr().out
 
 

@@ -114,10 +114,10 @@ def test_prints_the_first_classes(classifier: Path, photos: list[Path], capsys: 
     assert len(lines) == 8
     for photo, printed in zip(photos, (lines[1:4], lines[5:]), strict=False):
         matches = [re.fullmatch(r" {2,}(\d+\.\d\d)%  (.+)", line) for line in printed]
-        shown = {match[2]: float(match[1]) / 100 for match in matches if match}
+        found = {match[2]: float(match[1]) / 100 for match in matches if match}
         expected = dict(list(expected_classes(photo).items())[:3])
-        assert shown == pytest.approx(expected, rel=1e-3, abs=5e-5)  # printed to 0.01 %, fp32 on both sides
-        assert list(shown) == list(expected)  # the most probable first
+        assert found == pytest.approx(expected, rel=1e-3, abs=5e-5)  # printed to 0.01 %, fp32 on both sides
+        assert list(found) == list(expected)  # the most probable first
 
 
 def test_prints_the_classes_as_json(classifier: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -439,8 +439,8 @@ PARTS = (
 
 
 def test_weights_of_every_kind_are_one_recipe_s_failure(tmp_path: Path, converter: Converter) -> None:
-    drawn = random.Random(0)
-    texts = ["", "~nobody/x.pth", *PARTS, *("/".join(drawn.choices(PARTS, k=3)) for _ in range(150))]
+    rng = random.Random(0)
+    texts = ["", "~nobody/x.pth", *PARTS, *("/".join(rng.choices(PARTS, k=3)) for _ in range(150))]
     texts = [text for text in texts if text.strip("./ ") not in ("", "~", "auto", "untrained")]
     for number, weights in enumerate(texts):
         wrong, right = run(tmp_path / f"{number}", dataclasses.replace(OTHER, weights=weights), SMALL)

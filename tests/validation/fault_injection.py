@@ -554,13 +554,13 @@ _WEIGHTS = (
         "stage4_1_fusion_conv",
     ),
     _row(
-        "a weight NaN",
+        "a NaN weight",
         "classifier",
         constant("stage4_1_local_conv", "weight", one_is(math.nan)),
         "stage4_1_local_conv",
     ),
     _row(
-        "a weight infinite",
+        "an infinite weight",
         "classifier",
         constant("stage3_0_expand_conv", "weight", one_is(math.inf)),
         "stage3_0_expand_conv",

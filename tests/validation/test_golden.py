@@ -85,9 +85,9 @@ def directories(kinds: Kinds, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 
 def write(kind: Kind, directory: Path, **options: Any) -> Path:
-    package, record, original, shown = kind
+    package, record, original, images = kind
     gates = options.pop("gates", default_gates(record))
-    write_golden(directory, package, record, original, shown, gates, digest_of(package), COUNT, **options)
+    write_golden(directory, package, record, original, images, gates, digest_of(package), COUNT, **options)
     return directory
 
 
@@ -110,7 +110,7 @@ def answers(directory: Path, package: Path | None = None, places: Path | None = 
                 for name, data in large.items():
                     files.mkdir(parents=True, exist_ok=True)
                     (files / f"{index:03d}-{name}").write_bytes(data)
-            shown = [
+            images = [
                 {"index": index, "label": label, "figures": {}, "outputs": outputs}
                 for index, (label, outputs, _) in enumerate(taken)
             ]
@@ -123,7 +123,7 @@ def answers(directory: Path, package: Path | None = None, places: Path | None = 
                     "not_run": None,
                     "latency": latency,
                     "figures": {},
-                    "pictures": shown,
+                    "pictures": images,
                 }
             )
     device = {
@@ -192,8 +192,8 @@ def judged(directory: Path, values: Any, place: Path, **options: Any) -> DeviceR
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_are_what_the_package_is_given(name: str, kinds: Kinds, directories: Callable[[str], Path]) -> None:
-    _, _, original, shown = kinds(name)
-    for function, there in shown.items():
+    _, _, original, images = kinds(name)
+    for function, there in images.items():
         paths = sorted((directories(name) / "pictures" / function).iterdir())
         assert [path.name for path in paths] == ["000.png", "001.png", "002.png"]
         for path, labelled in zip(paths, there[:COUNT], strict=True):
@@ -209,12 +209,12 @@ def read(directory: Path, file: str, shape: list[int]) -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_expected_is_what_pytorch_computes(name: str, kinds: Kinds, directories: Callable[[str], Path]) -> None:
-    _, _, original, shown = kinds(name)
+    _, _, original, images = kinds(name)
     manifest = json.loads((directories(name) / MANIFEST).read_text())
-    assert [function["name"] for function in manifest["functions"]] == list(shown)
+    assert [function["name"] for function in manifest["functions"]] == list(images)
     for function in manifest["functions"]:
         shapes = {output["name"]: output["shape"] for output in function["outputs"]}
-        for picture, one in zip(function["pictures"], shown[function["name"]], strict=False):
+        for picture, one in zip(function["pictures"], images[function["name"]], strict=False):
             pixels = np.asarray(one.prepared(), np.float32)[None].transpose(0, 3, 1, 2)[:, ::-1] / 255  # BGR
             height, width = original.preprocessing[function["name"]].crop
             top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
@@ -339,9 +339,9 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_a_package_that_changes_meanwhile(kinds: Kinds, tmp_path: Path) -> None:
-    package, record, original, shown = kinds("classifier")
+    package, record, original, images = kinds("classifier")
     with pytest.raises(InputError, match="expected it to stay as it is, got another meanwhile"):
-        write_golden(tmp_path / "golden", package, record, original, shown, {}, "0" * 64)
+        write_golden(tmp_path / "golden", package, record, original, images, {}, "0" * 64)
     assert not list(tmp_path.iterdir())
 
 

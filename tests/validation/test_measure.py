@@ -133,11 +133,11 @@ def test_a_run_that_was_cut_off_goes_on(
 ) -> None:
     whole = figures(validate(classifier, images=photographs))
     journal = tmp_path / "journal.jsonl"
-    shown: list[str] = []
+    compared: list[str] = []
 
     def counted(image: LabelledImage, *rest: Any) -> ImageResult:
-        shown.append(image.name)
-        if len(shown) == 4:
+        compared.append(image.name)
+        if len(compared) == 4:
             raise KeyboardInterrupt
         return compare_image(image, *rest)
 
@@ -147,12 +147,12 @@ def test_a_run_that_was_cut_off_goes_on(
     lines = journal.read_text().splitlines()
     assert len(lines) == 4  # what is compared, and three images
     journal.write_text("\n".join([*lines[:3], lines[3][:-20]]))  # the last line was not finished either
-    shown.clear()
-    shown += [""] * 4  # no further interruption
+    compared.clear()
+    compared += [""] * 4  # no further interruption
     assert figures(validate(classifier, images=photographs, journal=journal)) == whole
-    assert len(shown) == 4 + 4
+    assert len(compared) == 4 + 4
     assert figures(validate(classifier, images=photographs, journal=journal)) == whole
-    assert len(shown) == 4 + 4  # everything is known now
+    assert len(compared) == 4 + 4  # everything is known now
     assert len(journal.read_text().splitlines()) == 7
 
 
