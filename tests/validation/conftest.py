@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mobilevit_coreml.conversion import Conversion
 from mobilevit_coreml.images import synthetic_images
 from mobilevit_coreml.validation import backends
+from mobilevit_coreml.validation.checks import Check
+from mobilevit_coreml.validation.framework import FRAMEWORK, Reading, check_framework
 from mobilevit_coreml.validation.worker import in_this_process
 from tests.validation.fault_injection import good_package_of
 
@@ -56,3 +59,17 @@ def one_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Core ML in this process; test_worker.py has real ones."""
     monkeypatch.setattr(backends, "in_worker", lambda _timeout, *rest: in_this_process(*rest))
+
+
+@pytest.fixture(autouse=True)
+def without_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare validations of other tests than those of the framework's check the seconds that its libraries take."""
+    if request.module.__name__.endswith(("test_framework", "test_labels", "test_fault_injection")):
+        return
+
+    def check(reading: Reading, *arguments: Any) -> Check:
+        if reading.weights is None:
+            return check_framework(reading, *arguments)
+        return Check(FRAMEWORK, None, "not part of this test")
+
+    monkeypatch.setattr("mobilevit_coreml.validation.run.check_framework", check)
