@@ -417,16 +417,16 @@ def test_a_terminal_sees_progress(
 @pytest.fixture
 def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion lose the bias of the stem on the way."""
-    from mobilevit_coreml import model
+    from mobilevit_coreml import conversion
 
-    honest = model.fold_for_inference
+    honest = conversion.fold_for_inference
 
     def fold(module: Any) -> Any:
         folded = honest(module)
         folded.backbone.stem.conv.bias.zero_()
         return folded
 
-    monkeypatch.setattr(model, "fold_for_inference", fold)
+    monkeypatch.setattr(conversion, "fold_for_inference", fold)
 
 
 @pytest.mark.usefixtures("lost_bias")
