@@ -417,9 +417,9 @@ def test_a_terminal_sees_progress(
 @pytest.fixture
 def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion lose the bias of the stem on the way."""
-    from mobilevit_coreml import conversion
+    from mobilevit_coreml import conversion, model
 
-    honest = conversion.fold_for_inference
+    honest = model.fold_for_inference
 
     def fold(module: Any) -> Any:
         folded = honest(module)
