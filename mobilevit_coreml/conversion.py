@@ -7,33 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
+from mobilevit_coreml import mil, verification
+from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.compression.calibrate import calibration_crops
+from mobilevit_coreml.compression.plan import Plan, StoredLayer, apply_plan, budget_plan, uniform_plan
 from mobilevit_coreml.compression.schemes import Budget, Compression, split
+from mobilevit_coreml.compression.search import Quality
 from mobilevit_coreml.config import VARIANTS, Task
 from mobilevit_coreml.errors import ConversionError, OutputError, check_choice
+from mobilevit_coreml.images import images_in, read_image, synthetic_images
 from mobilevit_coreml.labels import read_labels
+from mobilevit_coreml.metrics import Fidelity, computation_gates, quality_gates
+from mobilevit_coreml.model import Model, fold_for_inference
 from mobilevit_coreml.options import ConversionOptions
-from mobilevit_coreml.package.files import (
-    check_free,
-    check_output,
-    failed_path,
-    package_name,
-    package_path,
-    save,
-    size_of,
-)
-from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord
+from mobilevit_coreml.package import files
+from mobilevit_coreml.package.metadata import FUNCTION, PackageRecord, describe, describe_interface
 from mobilevit_coreml.prepare import make_record, notices_of, with_crop_inside, with_image_size
 from mobilevit_coreml.preprocessing import Preprocessing
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.publish import check_file_free, publish, staging
+from mobilevit_coreml.scoring import scorer
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from mobilevit_coreml.checkpoints.load import Checkpoint
-    from mobilevit_coreml.compression.plan import Plan, StoredLayer
-    from mobilevit_coreml.metrics import Fidelity
-    from mobilevit_coreml.model import Model
     from mobilevit_coreml.validation.checks import Check
 
 REPORTS = (".html", ".json", ".png")
@@ -58,9 +55,9 @@ class Conversion:
     bytes: int
     operations: int
     classes: int
-    fidelity: Mapping[str, "Fidelity"]
-    quality: Mapping[str, "Fidelity"]
-    plan: "Plan | None"
+    fidelity: Mapping[str, Fidelity]
+    quality: Mapping[str, Fidelity]
+    plan: Plan | None
     notices: tuple[str, ...]
     framework: "Check | None" = None
 
@@ -102,78 +99,88 @@ def convert(
         check_choice("variant", variant, VARIANTS)
     if options.labels is not None:
         read_labels(options.labels)  # fails before anything is loaded
-    paths = _images(images)
+    paths: Sequence[Path] = () if images is None else images_in(Path(images))
     _check_images(options.compression, len(paths))
     destination = None if output is None else Path(output)
-    check_output(destination)
-    report_path = None if report is None else Path(report)
-    _check_report(report_path, options, verify, force)
+    files.check_output(destination)
+    if report is not None:
+        _check_report(Path(report), options.compression if verify else None, force)
 
     progress("weights")
-    checkpoint = _load(str(weights), variant, options)
+    checkpoint = load_checkpoint(str(weights), variant, options.task, options)
+    options.check_task(Task(checkpoint.task))
+    checkpoint = with_crop_inside(checkpoint, options.include_crop)
     record, class_names = make_record(checkpoint, options)
-    name = package_name(record.task, record.variant, record.precision, scheme_name(options.compression))
-    path = package_path(destination, name, untrained=record.weights.untrained)
-    check_free(path, force)
+    name = files.package_name(record.task, record.variant, record.precision, scheme_name(options.compression))
+    path = files.package_path(destination, name, untrained=record.weights.untrained)
+    files.check_free(path, force)
     target = options.resolved_target()
 
     with staging(path) as staged:
         progress("model")
-        models, folded = _models(checkpoint, record)
+        models = {
+            name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
+            for name, preprocessing in record.by_function().items()
+        }
+        folded = {name: fold_for_inference(model) for name, model in models.items()}
         plan, programs = None, None
+        expected = models  # batch norm not folded
         if options.compression is not None:
             progress("compress")
-            paths, plan, programs = _planned(
-                options.compression, models, folded, record, class_names, target, paths, staged, progress
+            calibration, paths = split(paths)
+            plan, programs = _plan(
+                options.compression, models, folded, record, class_names, target, calibration, paths, staged, progress
             )
-            folded, record = _compressed(folded, record, plan)
+            record, folded = _compressed(record, folded, plan)
+            expected = folded
         progress("convert")
-        programs = programs or _programs(folded, plan, record, class_names, target)
+        programs = programs or _programs(folded, record, class_names, target, plan)
         progress("save")
         operations = _save(programs, record, staged)
         fidelity, quality = {}, {}
         if verify:
             progress("verify")
-            from mobilevit_coreml.metrics import computation_gates, quality_gates
-
-            expected = models if plan is None else folded  # batch norm folded or not
             fidelity = _verify(staged, expected, record, paths, computation_gates(record))
             if plan is not None:
                 quality = _verify(staged, models, record, paths, quality_gates(record))
         framework = None
         if check_framework:
+            from mobilevit_coreml.validation import framework as validation
+
             progress("framework")
-            framework = _check_framework(checkpoint, models, record, class_names, paths)
-        wrong = framework is not None and framework.passed is False
-        if wrong or not all(entry.passed for entry in (*fidelity.values(), *quality.values())):
-            path, force = failed_path(path), True  # replaces an earlier failed package
-            check_free(path, force)
-        if report_path is not None and plan is not None:
+            function, preprocessing = next(iter(record.by_function().items()))
+            reading = validation.Reading(models[function], preprocessing, class_names, record, checkpoint.path)
+            framework = validation.check_framework(reading, paths)
+        conversion = Conversion(
+            path,
+            record,
+            target,
+            files.size_of(staged),
+            operations,
+            checkpoint.config.num_labels,
+            fidelity,
+            quality,
+            plan,
+            (*notices_of(checkpoint), *_advice(options.compression, quality)),
+            framework,
+        )
+        if not conversion.passed:
+            conversion, force = dataclasses.replace(conversion, path=files.failed_path(path)), True
+            files.check_free(conversion.path, force)  # an earlier failed package is replaced
+        if report is not None and plan is not None:
             from mobilevit_coreml.report.compression import write_report
 
-            write_report(report_path, path, size_of(staged), plan, next(iter(quality.values())))
+            write_report(Path(report), conversion.path, conversion.bytes, plan, next(iter(quality.values())))
         progress("save")
-        publish(staged, path, force)
-    notices = (*notices_of(checkpoint), *_advice(options.compression, quality))
-    classes = checkpoint.config.num_labels
-    return Conversion(
-        path, record, target, size_of(path), operations, classes, fidelity, quality, plan, notices, framework
-    )
+        publish(staged, conversion.path, force)
+    return conversion
 
 
 def scheme_name(compression: Compression | None) -> str:
     """A compression's name in records and file names, `6bit` or `1MB`; "" without one."""
-    if compression is None or isinstance(compression, Budget):
-        return "" if compression is None else str(compression)
-    return str(compression.format)
-
-
-def _images(directory: StrPath | None) -> Sequence[Path]:
-    if directory is None:
-        return ()
-    from mobilevit_coreml.images import images_in
-
-    return images_in(Path(directory))
+    if compression is None:
+        return ""
+    return str(compression if isinstance(compression, Budget) else compression.format)
 
 
 def _check_images(compression: Compression | None, count: int) -> None:
@@ -186,64 +193,34 @@ def _check_images(compression: Compression | None, count: int) -> None:
         raise ConversionError("images: expected photographs to calibrate with, got none; name their directory")
 
 
-def _check_report(report: Path | None, options: ConversionOptions, verify: bool, force: bool) -> None:
+def _check_report(report: Path, verified: Compression | None, force: bool) -> None:
     """Raise where there will be nothing to report, or no place for it."""
-    if report is None:
-        return
     if report.suffix not in REPORTS:
         raise OutputError(
             f"report {report}: expected a name ending in {' or '.join(REPORTS)}, got another; change the ending"
         )
-    if options.compression is None or not verify:
+    if verified is None:
         raise ConversionError("report: expected a compression that is verified, got none; leave it out")
     check_file_free(report, force)
 
 
-def _load(weights: str, variant: str | None, options: ConversionOptions) -> "Checkpoint":
-    from mobilevit_coreml.checkpoints.load import load_checkpoint
-
-    checkpoint = load_checkpoint(weights, variant, options.task, options)
-    options.check_task(Task(checkpoint.task))
-    return with_crop_inside(checkpoint, options.include_crop)
-
-
-def _models(checkpoint: "Checkpoint", record: PackageRecord) -> tuple[dict[str, "Model"], dict[str, "Model"]]:
-    """The model of each function, as it is and folded for inference."""
-    from mobilevit_coreml.model import fold_for_inference
-
-    models = {
-        name: with_image_size(checkpoint, preprocessing.crop).model(record.attention, record.unfold)
-        for name, preprocessing in record.by_function().items()
-    }
-    return models, {name: fold_for_inference(model) for name, model in models.items()}
-
-
 def _compressed(
-    folded: Mapping[str, "Model"], record: PackageRecord, plan: "Plan"
-) -> tuple[dict[str, "Model"], PackageRecord]:
-    """The models with their weights as they are going to be stored, and the record that says so."""
-    from mobilevit_coreml.compression.plan import apply_plan
-
+    record: PackageRecord, folded: Mapping[str, Model], plan: Plan
+) -> tuple[PackageRecord, dict[str, Model]]:
+    """The record of a plan, and the models with their weights as they are going to be stored."""
     record = dataclasses.replace(record, compression=plan.summary())
-    return {name: apply_plan(plan, model) for name, model in folded.items()}, record
+    return record, {name: apply_plan(plan, model) for name, model in folded.items()}
 
 
 def _programs(
-    folded: Mapping[str, "Model"],
-    plan: "Plan | None",
-    record: PackageRecord,
-    class_names: Sequence[str],
-    target: str,
+    folded: Mapping[str, Model], record: PackageRecord, class_names: Sequence[str], target: str, plan: Plan | None
 ) -> dict[str, Any]:
     """An ML Program for each function, its input and outputs described."""
-    from mobilevit_coreml.mil import build_mlprogram
-    from mobilevit_coreml.package.metadata import describe_interface
-
     programs = {}
     encodings = {} if plan is None else plan.encoded
     for name, model in folded.items():
         preprocessing = record.by_function()[name]
-        programs[name] = build_mlprogram(
+        programs[name] = mil.build_mlprogram(
             model, record.task, preprocessing, record.outputs, class_names, target, record.precision, encodings
         )
         describe_interface(programs[name], record, preprocessing)
@@ -252,54 +229,35 @@ def _programs(
 
 def _save(programs: Mapping[str, Any], record: PackageRecord, path: Path) -> int:
     """Save the programs as the functions of one package, described; returns the number of operations."""
-    from mobilevit_coreml.mil import count_operations, merge_functions
-    from mobilevit_coreml.package.metadata import describe
-
-    program = programs[FUNCTION] if FUNCTION in programs else merge_functions(programs, path.parent)
+    program = programs[FUNCTION] if FUNCTION in programs else mil.merge_functions(programs, path.parent)
     describe(program, record)
-    save(program, path)
-    return count_operations(program)
+    files.save(program, path)
+    return mil.count_operations(program)
 
 
 def _verify(
     package: Path,
-    models: Mapping[str, "Model"],
+    models: Mapping[str, Model],
     record: PackageRecord,
     images: Sequence[Path],
     gates: Mapping[str, float],
-) -> dict[str, "Fidelity"]:
+) -> dict[str, Fidelity]:
     """Each function of the saved package against a model."""
-    from mobilevit_coreml.verification import verify
-
     return {
-        name: verify(package, models[name], record, preprocessing, _prepared(preprocessing, images), name, gates)
+        name: verification.verify(
+            package, models[name], record, preprocessing, _prepared(preprocessing, images), name, gates
+        )
         for name, preprocessing in record.by_function().items()
     }
 
 
-def _check_framework(
-    checkpoint: "Checkpoint",
-    models: Mapping[str, "Model"],
-    record: PackageRecord,
-    class_names: Sequence[str],
-    images: Sequence[Path],
-) -> "Check":
-    """The first function's model against the library of its checkpoint."""
-    from mobilevit_coreml.validation.framework import Reading, check_framework
-
-    name, preprocessing = next(iter(record.by_function().items()))
-    return check_framework(Reading(models[name], preprocessing, class_names, record, checkpoint.path), images)
-
-
-def _prepared(preprocessing: Preprocessing, images: Sequence[Path]) -> "Iterator[Image.Image]":
-    from mobilevit_coreml.images import read_image, synthetic_images
-
+def _prepared(preprocessing: Preprocessing, images: Sequence[Path]) -> Iterator[Image.Image]:
     if not images:
         return (image.convert(preprocessing.mode) for image in synthetic_images(*preprocessing.input_size))
     return (preprocessing.prepare(read_image(path)) for path in images)
 
 
-def _advice(compression: Compression | None, quality: Mapping[str, "Fidelity"]) -> Iterator[str]:
+def _advice(compression: Compression | None, quality: Mapping[str, Fidelity]) -> Iterator[str]:
     """A better way, where one format for all weights did not pass."""
     failed = [entry for entry in quality.values() if not entry.passed]
     if failed and compression is not None and not isinstance(compression, Budget):
@@ -307,49 +265,44 @@ def _advice(compression: Compression | None, quality: Mapping[str, "Fidelity"]) 
         yield f"{compression.format} for every layer leaves {worst:.1f} dB; --max-size chooses a format for each layer"
 
 
-def _planned(
+def _plan(
     compression: Compression,
-    models: Mapping[str, "Model"],
-    folded: Mapping[str, "Model"],
+    models: Mapping[str, Model],
+    folded: Mapping[str, Model],
     record: PackageRecord,
     class_names: Sequence[str],
     target: str,
-    images: Sequence[Path],
+    calibration: Sequence[Path],
+    test: Sequence[Path],
     staged: Path,
     progress: Progress,
-) -> "tuple[Sequence[Path], Plan, dict[str, Any] | None]":
-    """The storage formats of the weights, the images that had no part in it, and the programs if they are built."""
-    from mobilevit_coreml.compression.calibrate import calibration_crops
-    from mobilevit_coreml.compression.plan import budget_plan, uniform_plan
-    from mobilevit_coreml.compression.search import Quality
-    from mobilevit_coreml.mil import guess_package_bytes
-    from mobilevit_coreml.scoring import scorer
-
-    (function, preprocessing), *_ = record.by_function().items()
-    calibration, test = split(images)
+) -> tuple[Plan, dict[str, Any] | None]:
+    """The storage formats of the weights, and the programs if they are built; `test` has no part in calibration."""
+    function, preprocessing = next(iter(record.by_function().items()))
+    model, precision, images = folded[function], record.precision, len(calibration)
     crops = calibration_crops(preprocessing, calibration) if calibration else None
-    model, precision, calibrated = folded[function], record.precision, len(calibration)
     if not isinstance(compression, Budget):
-        return test, uniform_plan(compression.format, model, precision, crops, calibrated, progress), None
+        return uniform_plan(compression.format, model, precision, crops, images, progress), None
     assert crops is not None
     predicted = scorer(models[function], record, preprocessing, _prepared(preprocessing, test))
     built: dict[tuple[StoredLayer, ...], dict[str, Any]] = {}
 
-    def score(stored: "Model") -> Quality:
-        fidelity = predicted(stored)
+    def quality(fidelity: Fidelity) -> Quality:
         return Quality(fidelity.worst.snr, fidelity.agreement)
 
-    def build(plan: "Plan") -> tuple[int, Quality]:
+    def build(plan: Plan) -> tuple[int, Quality]:
         built.clear()
         package = staged.with_name("built.mlpackage")
-        stored, described = _compressed({function: model}, record, plan)
-        built[plan.layers] = _programs(stored, plan, described, class_names, target)
+        described, stored = _compressed(record, {function: model}, plan)
+        built[plan.layers] = _programs(stored, described, class_names, target, plan)
         _save(built[plan.layers], described, package)
         (fidelity,) = _verify(package, models, described, test, {}).values()
-        size = size_of(package)
+        size = files.size_of(package)
         shutil.rmtree(package)
-        return size, Quality(fidelity.worst.snr, fidelity.agreement)
+        return size, quality(fidelity)
 
-    guess = guess_package_bytes(record.attention, class_names)
-    plan = budget_plan(compression, model, precision, crops, calibrated, guess, score, build, progress)
-    return test, plan, built.get(plan.layers)
+    guess = mil.guess_package_bytes(record.attention, class_names)
+    plan = budget_plan(
+        compression, model, precision, crops, images, guess, lambda stored: quality(predicted(stored)), build, progress
+    )
+    return plan, built.get(plan.layers)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, run
+from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.cli.common import NOT_RUN as EXIT_NOT_RUN
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.release.catalogue import FAIL, MEASURED, NOT_RUN, README, Entry, figures_text, rewrite
@@ -25,31 +25,19 @@ def parser(prog: str = PROG) -> Parser:
         description="Build and verify the packages of recipes, with a report beside each and a catalogue of all.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="recipes to build; --list lists them")
-    parser.add_argument("--all", action="store_true", help="build all recipes")
-    parser.add_argument("--list", action="store_true", help="list the recipes")
-    parser.add_argument(
-        "--recipes", type=Path, default=RECIPES, metavar="DIR", help="directory of recipes (default: those shipped)"
-    )
-    parser.add_argument("--output", type=Path, default=Path("dist"), metavar="DIR", help="directory (default: dist)")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="photographs to calibrate compression with; a budget without them is NOT_RUN (exit code 3)",
-    )
-    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="processes at a time, of one thread each")
-    parser.add_argument("--offline", action="store_true", help="weights from the local cache only, or else untrained")
-    parser.add_argument("--pretrained", action="store_true", help="fail where Apple's weights are out of reach")
-    parser.add_argument("--force", action="store_true", help="rebuild packages that are up to date or were changed")
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        nargs="?",
-        const=README,
-        metavar="FILE",
-        help="write the table of packages into a README (default: conversions/README.md)",
-    )
-    parser.add_argument("--catalogue", type=Path, metavar="FILE", help="catalogue.json for --readme")
+    switch(parser, "--all", "build all recipes")
+    switch(parser, "--list", "list the recipes")
+    option(parser, "--recipes", "DIR", "directory of recipes (default: those shipped)", Path, default=RECIPES)
+    option(parser, "--output", "DIR", "directory (default: dist)", Path, default=Path("dist"))
+    images = "photographs to calibrate compression with; a budget without them is NOT_RUN (exit code 3)"
+    option(parser, "--images", "DIR", images, Path)
+    option(parser, "--jobs", "N", "processes at a time, of one thread each", _jobs, default=1)
+    switch(parser, "--offline", "weights from the local cache only, or else untrained")
+    switch(parser, "--pretrained", "fail where Apple's weights are out of reach")
+    switch(parser, "--force", "rebuild packages that are up to date or were changed")
+    readme = "write the table of packages into a README (default: conversions/README.md)"
+    option(parser, "--readme", "FILE", readme, Path, nargs="?", const=README)
+    option(parser, "--catalogue", "FILE", "catalogue.json for --readme", Path)
     return parser
 
 
@@ -87,17 +75,8 @@ def _command(values: argparse.Namespace, progress: ProgressBar) -> int:
 
     if values.images is not None:
         images_in(values.images)  # raises where there are none
-    entries, kept = release(
-        recipes,
-        names,
-        values.recipes,
-        values.output,
-        jobs=values.jobs,
-        images=values.images,
-        pretrained=values.pretrained,
-        force=values.force,
-        progress=progress,
-    )
+    options = {name: getattr(values, name) for name in ("jobs", "images", "pretrained", "force")}
+    entries, kept = release(recipes, names, values.recipes, values.output, **options, progress=progress)
     progress.close()
     print(table(str(values.output), _rows({name: _result(entry, name in kept) for name, entry in entries.items()})))
     untrained = sum(bool(entry.untrained) for entry in entries.values())

@@ -31,6 +31,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {message}; see --help\n")
 
 
+def option(group: Any, flag: str, metavar: str, text: str, kind: Callable[[str], Any] = str, **others: Any) -> None:
+    """Add an option with a value to a parser or a group of one."""
+    group.add_argument(flag, metavar=metavar, help=text, type=kind, **others)
+
+
+def switch(group: Any, flag: str, text: str, action: str = "store_true", **others: Any) -> None:
+    """Add an option without a value."""
+    group.add_argument(flag, action=action, help=text, **others)
+
+
 class ProgressBar:
     """A `progress.Progress`: a bar where stderr is a terminal, and the seconds each stage took.
 

@@ -4,24 +4,16 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mobilevit_coreml.cli.common import DONE, NOT_RUN, Parser, ProgressBar, run
+from mobilevit_coreml import inference
+from mobilevit_coreml.cli.common import DONE, NOT_RUN, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.errors import InputError, OutputError
-from mobilevit_coreml.inference import (
-    check_images,
-    classify,
-    core_ml_is_here,
-    cosine_similarities,
-    extract_features,
-    read_record,
-    segment,
-)
 from mobilevit_coreml.package.interface import LOGITS, POOLED, VALUES
 from mobilevit_coreml.publish import atomic_write, check_file_free
 
@@ -43,22 +35,14 @@ def parser(prog: str = PROG) -> Parser:
     )
     parser.add_argument("package", type=Path, metavar="PACKAGE", help="a .mlpackage made by mobilevit_coreml")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images in any format Pillow reads")
-    parser.add_argument("--top", type=_count, default=TOP, metavar="K", help=f"classes to print (default {TOP})")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="directory for a segmenter's files (default: here), or a .npz file for features (default: none)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace files of these names")
-    parser.add_argument("--function", metavar="NAME", help="function of a package of several sizes (default: first)")
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        metavar="NAME",
-        help="coreml (a Mac), reference (anywhere), or auto (default): Core ML on a Mac, else the reference evaluator",
-    )
+    option(parser, "--top", "K", f"classes to print (default {TOP})", _count, default=TOP)
+    switch(parser, "--json", "print JSON")
+    output = "directory for a segmenter's files (default: here), or a .npz file for features (default: none)"
+    option(parser, "--output", "PATH", output, Path)
+    switch(parser, "--force", "replace files of these names")
+    option(parser, "--function", "NAME", "function of a package of several sizes (default: first)")
+    backend = "coreml (a Mac), reference (anywhere), or auto (default): Core ML on a Mac, else the reference evaluator"
+    option(parser, "--backend", "NAME", backend, default="auto")
     return parser
 
 
@@ -73,11 +57,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     values = parser(prog).parse_args(arguments)
 
     def command(progress: ProgressBar) -> int:
-        if values.backend == "coreml" and not core_ml_is_here():
+        if values.backend == "coreml" and not inference.core_ml_is_here():
             print("not run: Core ML is on a Mac only; use --backend reference here", file=sys.stderr)
             return NOT_RUN
-        record = read_record(values.package)
-        check_images(record, values.images, values.function)
+        record = inference.read_record(values.package)
+        inference.check_images(record, values.images, values.function)
         answer = {CLASSIFICATION: _classify, SEGMENTATION: _segment, FEATURES: _extract}[record.task]
         answers = answer(values, progress)
         progress.close()
@@ -94,11 +78,11 @@ def _classify(values: argparse.Namespace, progress: ProgressBar) -> Any:
     """Print the classes; for JSON a list of objects with `image` and its `classes`: `label` and `probability`."""
     if values.output is not None:
         raise OutputError(f"output {values.output}: expected none of a classifier, which writes no files; leave it out")
-    outputs = read_record(values.package).outputs.type
+    outputs = inference.read_record(values.package).outputs.type
     key = {LOGITS: "logit", VALUES: "value"}.get(outputs, "probability")
     shown = "{:7.2%}".format if key == "probability" else "{:10.4g}".format
     answers = []
-    for path, probabilities in _predictions(classify, values, progress):
+    for path, probabilities in _predictions(values, progress):
         classes = list(probabilities.items())[: values.top]
         _print(values, str(path), *(f"  {shown(figure)}  {label}" for label, figure in classes))
         entries = [{"label": label, key: figure} for label, figure in classes]
@@ -121,7 +105,7 @@ def _segment(values: argparse.Namespace, progress: ProgressBar) -> Any:
         if file.resolve() in {path.resolve() for path in files}:
             raise OutputError(f"output {file}: expected another file than the images to read, got one; move it away")
     answers = []
-    for path, found in _predictions(segment, values, progress):
+    for path, found in _predictions(values, progress):
         colors = list(found.colors.values())
         images = (
             palette_image(found.class_map, colors),
@@ -147,7 +131,7 @@ def _extract(values: argparse.Namespace, progress: ProgressBar) -> Any:
             raise OutputError(f"output {values.output}: expected a name ending in .npz, got another; add the ending")
         check_file_free(values.output, values.force)
     vectors, saved = [], []
-    for path, features in _predictions(extract_features, values, progress):
+    for path, features in _predictions(values, progress):
         vectors.append(features[POOLED][0])
         if values.output is not None:
             saved.append(features)
@@ -160,7 +144,7 @@ def _extract(values: argparse.Namespace, progress: ProgressBar) -> Any:
         with atomic_write(values.output) as opened:
             np.savez(opened, **{"images": np.array(list(map(str, values.images))), **arrays})
         _print(values, f"-> {values.output}")
-    cosines = cosine_similarities(np.stack(vectors))
+    cosines = inference.cosine_similarities(np.stack(vectors))
     pairs = itertools.combinations(range(len(vectors)), 2)
     lines = [f"  {cosines[i, j]:7.4f}  {values.images[i]}  {values.images[j]}" for i, j in pairs]
     if lines:
@@ -171,11 +155,9 @@ def _extract(values: argparse.Namespace, progress: ProgressBar) -> Any:
     return {"images": entries, "cosine": cosines.tolist()}
 
 
-def _predictions(
-    function: Callable[..., Iterator[Any]], values: argparse.Namespace, progress: ProgressBar
-) -> Iterator[tuple[Path, Any]]:
+def _predictions(values: argparse.Namespace, progress: ProgressBar) -> Iterator[tuple[Path, Any]]:
     """Each image with its prediction."""
-    predictions = function(values.package, values.images, values.backend, values.function)
+    predictions = inference.predict(values.package, values.images, values.backend, values.function)
     for number, path in enumerate(values.images):
         progress("predict", number, len(values.images))
         yield path, next(predictions)

@@ -4,12 +4,24 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, ProgressBar, run
+from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import BACKENDS
 from mobilevit_coreml.publish import check_file_free
 from mobilevit_coreml.validation.core_ml import UNITS
 
+# Given to `validate` as they are
+OPTIONS = (
+    "images",
+    "labels",
+    "channel_order",
+    "expected",
+    "backend",
+    "compute_units",
+    "function",
+    "journal",
+    "timeout",
+)
 PROG = "python -m mobilevit_coreml.validate"
 
 
@@ -22,68 +34,32 @@ def parser(prog: str = PROG) -> Parser:
     )
     parser.add_argument("package", nargs="?", type=Path, metavar="PACKAGE", help="made by mobilevit_coreml")
     given = parser.add_argument_group("input")
-    given.add_argument("--weights", metavar="SOURCE", help="the package's weights, if not where its record says")
-    given.add_argument("--labels", type=Path, metavar="FILE", help="class names, if the conversion was given them")
-    given.add_argument("--channel-order", metavar="ORDER", help="BGR or RGB, if the conversion was given it")
-    given.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="images; or a directory for each class; or VOC's JPEGImages and SegmentationClass (default: synthetic)",
-    )
-    given.add_argument("--function", metavar="NAME", help="function of a package of several sizes (default: all)")
+    option(given, "--weights", "SOURCE", "the package's weights, if not where its record says")
+    option(given, "--labels", "FILE", "class names, if the conversion was given them", Path)
+    option(given, "--channel-order", "ORDER", "BGR or RGB, if the conversion was given it")
+    images = "images; or a directory for each class; or VOC's JPEGImages and SegmentationClass (default: synthetic)"
+    option(given, "--images", "DIR", images, Path)
+    option(given, "--function", "NAME", "function of a package of several sizes (default: all)")
     verdict = parser.add_argument_group("verification")
-    verdict.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="reference: the evaluator, on any machine; coreml: on a Mac; auto (default): all there are",
-    )
-    verdict.add_argument(
-        "--compute-units",
-        type=_units,
-        default=(),
-        metavar="UNITS",
-        help=f"of Core ML, with commas: {','.join(UNITS)} (default: each of them)",
-    )
-    verdict.add_argument(
-        "--gate",
-        action="append",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="figure to reach in place of the default, snr=30 or top1=0.98; repeatable; an unknown name lists them",
-    )
-    verdict.add_argument(
-        "--expected",
-        type=Path,
-        metavar="FILE",
-        help="a .npz file of the outputs that the training framework gives for some of --images",
-    )
-    verdict.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="for an answer of Core ML (default 600)"
-    )
-    verdict.add_argument(
-        "--journal", type=Path, metavar="FILE", help="keep each image's figures; an interrupted run goes on from it"
-    )
+    backend = "reference: the evaluator, on any machine; coreml: on a Mac; auto (default): all there are"
+    verdict.add_argument("--backend", choices=BACKENDS, default="auto", help=backend)
+    units = f"of Core ML, with commas: {','.join(UNITS)} (default: each of them)"
+    option(verdict, "--compute-units", "UNITS", units, _units, default=())
+    gate = "figure to reach in place of the default, snr=30 or top1=0.98; repeatable; an unknown name lists them"
+    option(verdict, "--gate", "NAME=NUMBER", gate, action="append", default=[])
+    expected = "a .npz file of the outputs that the training framework gives for some of --images"
+    option(verdict, "--expected", "FILE", expected, Path)
+    option(verdict, "--timeout", "SECONDS", "for an answer of Core ML (default 600)", float, default=600.0)
+    option(verdict, "--journal", "FILE", "keep each image's figures; an interrupted run goes on from it", Path)
     written = parser.add_argument_group("output")
-    written.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write all figures (`python -m mobilevit_coreml.report.schema` describes them)",
-    )
-    written.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and the worst images")
-    written.add_argument(
-        "--golden", type=Path, metavar="DIR", help="write a test for devices: images, expected outputs, an XCTest"
-    )
-    written.add_argument("--force", action="store_true", help="replace existing files")
+    figures = "write all figures (`python -m mobilevit_coreml.report.schema` describes them)"
+    option(written, "--json", "FILE", figures, Path)
+    option(written, "--html", "FILE", "write a page with plots and the worst images", Path)
+    option(written, "--golden", "DIR", "write a test for devices: images, expected outputs, an XCTest", Path)
+    switch(written, "--force", "replace existing files")
     instead = parser.add_argument_group("instead of a validation")
-    instead.add_argument(
-        "--against", type=Path, metavar="FILE", help="verdict on the results.json that a test on a device wrote"
-    )
-    instead.add_argument(
-        "--tune", action="store_true", help="on a Mac: measure all implementations of attention and unfold"
-    )
+    option(instead, "--against", "FILE", "verdict on the results.json that a test on a device wrote", Path)
+    switch(instead, "--tune", "on a Mac: measure all implementations of attention and unfold")
     return parser
 
 
@@ -131,21 +107,8 @@ def _validate(values: argparse.Namespace, progress: ProgressBar) -> tuple[str, s
     if not values.timeout > 0:
         raise InputError(f"timeout: expected seconds above 0, got {values.timeout:g}; 600 is usual")
     asked = dict(map(parse_gate, values.gate))
-    validation = validate(
-        values.package,
-        values.weights,
-        images=values.images,
-        labels=values.labels,
-        channel_order=values.channel_order,
-        expected=values.expected,
-        backend=values.backend,
-        compute_units=values.compute_units,
-        gates=asked,
-        function=values.function,
-        journal=values.journal,
-        timeout=values.timeout,
-        progress=progress,
-    )
+    options = {name: getattr(values, name) for name in OPTIONS}
+    validation = validate(values.package, values.weights, gates=asked, progress=progress, **options)
     images = images_of(validation, values.images)
     if values.json is not None:
         write_json(values.json, report_values(validation))

@@ -417,7 +417,7 @@ def test_a_terminal_sees_progress(
 @pytest.fixture
 def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion lose the bias of the stem on the way."""
-    from mobilevit_coreml import model
+    from mobilevit_coreml import conversion, model
 
     honest = model.fold_for_inference
 
@@ -426,7 +426,7 @@ def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
         folded.backbone.stem.conv.bias.zero_()
         return folded
 
-    monkeypatch.setattr(model, "fold_for_inference", fold)
+    monkeypatch.setattr(conversion, "fold_for_inference", fold)
 
 
 @pytest.mark.usefixtures("lost_bias")

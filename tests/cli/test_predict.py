@@ -504,11 +504,11 @@ def test_the_library_is_told_what_the_command_was(
     """On a Mac too, where "auto" is Core ML."""
     asked: list[tuple[Any, ...]] = []
 
-    def classify(*arguments: Any) -> Iterator[dict[str, float]]:
+    def predict(*arguments: Any) -> Iterator[dict[str, float]]:
         asked.append(arguments)
         yield {"a": 1.0}
 
-    monkeypatch.setattr(sys.modules[main.__module__], "classify", classify)
+    monkeypatch.setattr("mobilevit_coreml.inference.predict", predict)
     monkeypatch.setattr(sys, "platform", "darwin")
     photo = str(photos[0])
     assert main([str(classifier), photo]) == 0
