@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,12 +70,9 @@ def classify(
             else:
                 (name,) = output_names(record.task, record.outputs)
                 by_name = dict(zip(record.labels, outputs[name][0].tolist(), strict=True))
-            ordered = by_name.items() if record.outputs.type == VALUES else sorted(by_name.items(), key=_descending)
-        yield dict(ordered)
-
-
-def _descending(entry: tuple[str, float]) -> float:
-    return -entry[1]
+            if record.outputs.type != VALUES:
+                by_name = dict(sorted(by_name.items(), key=operator.itemgetter(1), reverse=True))
+        yield by_name
 
 
 def segment(
