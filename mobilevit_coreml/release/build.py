@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mobilevit_coreml
 from mobilevit_coreml.checkpoints.files import sha256_of
 from mobilevit_coreml.checkpoints.hub import HUB_ID, PUBLISHED, HubUnreachableError, snapshot
+from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED
 from mobilevit_coreml.compression.schemes import Budget, split
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import MobileViTError, OutputError, error_text
@@ -34,7 +35,6 @@ from mobilevit_coreml.strict_json import to_json
 if TYPE_CHECKING:
     from mobilevit_coreml.metrics import Fidelity, GateResult
 
-AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 NOT_IN_PACKAGES = ("cli", "release", "report", "validation")  # code that no package's bytes depend on
 NO_IMAGES = "expected photographs to calibrate with, got none; name their directory with --images"
 CRASHED = "expected a package, got a process that crashed; is there enough memory?"
