@@ -6,10 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, option, run, switch
-from mobilevit_coreml.cli.common import NOT_RUN as EXIT_NOT_RUN
+from mobilevit_coreml.cli.common import DONE, EXIT_CODES, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.errors import InputError
-from mobilevit_coreml.release.catalogue import FAIL, MEASURED, NOT_RUN, README, Entry, figures_text, rewrite
+from mobilevit_coreml.release.catalogue import MEASURED, README, Entry, figures_text, rewrite
 from mobilevit_coreml.release.recipe import RECIPES, Recipe, RecipeError, load_recipes
 from mobilevit_coreml.report.formatting import megabytes, table
 
@@ -70,11 +69,9 @@ def _command(values: argparse.Namespace, progress: ProgressBar) -> int:
         print(table("recipes", _rows({name: _description(recipe) for name, recipe in recipes.items()})))
         return DONE
     names = _names(values.names, recipes)
-    from mobilevit_coreml.images import images_in
+    from mobilevit_coreml.metrics import overall
     from mobilevit_coreml.release.build import release
 
-    if values.images is not None:
-        images_in(values.images)  # raises where there are none
     options = {name: getattr(values, name) for name in ("jobs", "images", "pretrained", "force")}
     entries, kept = release(recipes, names, values.recipes, values.output, **options, progress=progress)
     progress.close()
@@ -82,8 +79,7 @@ def _command(values: argparse.Namespace, progress: ProgressBar) -> int:
     untrained = sum(bool(entry.untrained) for entry in entries.values())
     if untrained:
         print(f"note: {untrained} UNTRAINED: these recognize nothing; do not ship them", file=sys.stderr)
-    verdicts = {entry.verdict for entry in entries.values()}
-    return FAILED if FAIL in verdicts else EXIT_NOT_RUN if NOT_RUN in verdicts else DONE
+    return EXIT_CODES[overall([entry.verdict for entry in entries.values()])]
 
 
 def _names(names: Sequence[str], recipes: Mapping[str, Recipe]) -> list[str]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mobilevit_coreml.errors import MobileViTError, error_text
 
 DONE, FAILED, BAD_INPUT, NOT_RUN = 0, 1, 2, 3
+EXIT_CODES = {"PASS": DONE, "FAIL": FAILED, "NOT_RUN": NOT_RUN}  # by verdict
 SIGNALLED = 128  # plus the signal's number, as shells report it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

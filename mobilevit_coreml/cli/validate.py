@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilevit_coreml.cli.common import DONE, FAILED, NOT_RUN, Parser, ProgressBar, option, run, switch
+from mobilevit_coreml.cli.common import EXIT_CODES, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.inference import BACKENDS
 from mobilevit_coreml.publish import check_file_free
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             text, verdict = _validate(values, progress)
         progress.close()
         print(text)
-        return {"PASS": DONE, "NOT_RUN": NOT_RUN}.get(verdict, FAILED)
+        return EXIT_CODES[verdict]
 
     return run(command)
 

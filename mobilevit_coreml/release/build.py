@@ -72,12 +72,14 @@ def release(
 ) -> tuple[dict[str, Entry], set[str]]:
     """Make the packages of some recipes of a directory, and the catalogue of all that are in `output`.
 
-    `images` calibrate compression. Returns the recipes' entries, and which were up to date. Raises OutputError where
-    nothing can be written to `output`.
+    `images` calibrate compression. Returns the recipes' entries, and which were up to date. Raises InputError for a
+    directory without images, OutputError where nothing can be written to `output`.
     """
     outcomes: dict[str, tuple[str, str]] = {}  # verdict and error
     tasks = []
     find = functools.cache(find_on_hub)
+    if images is not None:
+        images_in(images)  # raises where there are none
     with locked(output):
         for name in names:
             try:
