@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mobilevit_coreml import mil, verification
-from mobilevit_coreml.checkpoints.load import load_checkpoint
+from mobilevit_coreml.checkpoints import load
 from mobilevit_coreml.compression.calibrate import calibration_crops
 from mobilevit_coreml.compression.plan import Plan, StoredLayer, apply_plan, budget_plan, uniform_plan
 from mobilevit_coreml.compression.schemes import Budget, Compression, split
 from mobilevit_coreml.compression.search import Quality
-from mobilevit_coreml.config import VARIANTS, Task
+from mobilevit_coreml.config import VARIANTS
 from mobilevit_coreml.errors import ConversionError, OutputError, check_choice
 from mobilevit_coreml.images import images_in, read_image, synthetic_images
 from mobilevit_coreml.labels import read_labels
@@ -107,14 +107,12 @@ def convert(
         _check_report(Path(report), options.compression if verify else None, force)
 
     progress("weights")
-    checkpoint = load_checkpoint(str(weights), variant, options.task, options)
-    options.check_task(Task(checkpoint.task))
+    checkpoint = load.load_checkpoint(str(weights), variant, options.task, options)
     checkpoint = with_crop_inside(checkpoint, options.include_crop)
     record, class_names = make_record(checkpoint, options)
     name = files.package_name(record.task, record.variant, record.precision, scheme_name(options.compression))
     path = files.package_path(destination, name, untrained=record.weights.untrained)
     files.check_free(path, force)
-    target = options.resolved_target()
 
     with staging(path) as staged:
         progress("model")
@@ -123,38 +121,36 @@ def convert(
             for name, preprocessing in record.by_function().items()
         }
         folded = {name: fold_for_inference(model) for name, model in models.items()}
+        job = _Job(record, class_names, options.resolved_target(), models, folded)
         plan, programs = None, None
-        expected = models  # batch norm not folded
         if options.compression is not None:
             progress("compress")
             calibration, paths = split(paths)
-            plan, programs = _plan(
-                options.compression, models, folded, record, class_names, target, calibration, paths, staged, progress
-            )
-            record, folded = _compressed(record, folded, plan)
-            expected = folded
+            plan, programs = _plan(job, options.compression, calibration, paths, staged, progress)
+            job = _compressed(job, plan)
         progress("convert")
-        programs = programs or _programs(folded, record, class_names, target, plan)
+        programs = programs or _programs(job, plan)
         progress("save")
-        operations = _save(programs, record, staged)
+        operations = _save(programs, job.record, staged)
         fidelity, quality = {}, {}
         if verify:
             progress("verify")
-            fidelity = _verify(staged, expected, record, paths, computation_gates(record))
+            expected = models if plan is None else job.folded  # batch norm folded or not
+            fidelity = _verify(staged, expected, job.record, paths, computation_gates(job.record))
             if plan is not None:
-                quality = _verify(staged, models, record, paths, quality_gates(record))
+                quality = _verify(staged, models, job.record, paths, quality_gates(job.record))
         framework = None
         if check_framework:
             from mobilevit_coreml.validation import framework as validation
 
             progress("framework")
             function, preprocessing = next(iter(record.by_function().items()))
-            reading = validation.Reading(models[function], preprocessing, class_names, record, checkpoint.path)
+            reading = validation.Reading(models[function], preprocessing, class_names, job.record, checkpoint.path)
             framework = validation.check_framework(reading, paths)
         conversion = Conversion(
             path,
-            record,
-            target,
+            job.record,
+            job.target,
             files.size_of(staged),
             operations,
             checkpoint.config.num_labels,
@@ -204,25 +200,30 @@ def _check_report(report: Path, verified: Compression | None, force: bool) -> No
     check_file_free(report, force)
 
 
-def _compressed(
-    record: PackageRecord, folded: Mapping[str, Model], plan: Plan
-) -> tuple[PackageRecord, dict[str, Model]]:
-    """The record of a plan, and the models with their weights as they are going to be stored."""
-    record = dataclasses.replace(record, compression=plan.summary())
-    return record, {name: apply_plan(plan, model) for name, model in folded.items()}
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A package to be; its functions' models by name, `folded` for inference and with the weights that it stores."""
+
+    record: PackageRecord
+    class_names: Sequence[str]
+    target: str
+    models: Mapping[str, Model]
+    folded: Mapping[str, Model]
 
 
-def _programs(
-    folded: Mapping[str, Model], record: PackageRecord, class_names: Sequence[str], target: str, plan: Plan | None
-) -> dict[str, Any]:
+def _compressed(job: _Job, plan: Plan) -> _Job:
+    record = dataclasses.replace(job.record, compression=plan.summary())
+    folded = {name: apply_plan(plan, model) for name, model in job.folded.items()}
+    return dataclasses.replace(job, record=record, folded=folded)
+
+
+def _programs(job: _Job, plan: Plan | None) -> dict[str, Any]:
     """An ML Program for each function, its input and outputs described."""
-    programs = {}
+    programs, record, target = {}, job.record, job.target
     encodings = {} if plan is None else plan.encoded
-    for name, model in folded.items():
-        preprocessing = record.by_function()[name]
-        programs[name] = mil.build_mlprogram(
-            model, record.task, preprocessing, record.outputs, class_names, target, record.precision, encodings
-        )
+    for name, preprocessing in record.by_function().items():
+        network = job.folded[name], record.task, preprocessing, record.outputs, job.class_names
+        programs[name] = mil.build_mlprogram(*network, target, record.precision, encodings)
         describe_interface(programs[name], record, preprocessing)
     return programs
 
@@ -266,25 +267,21 @@ def _advice(compression: Compression | None, quality: Mapping[str, Fidelity]) ->
 
 
 def _plan(
+    job: _Job,
     compression: Compression,
-    models: Mapping[str, Model],
-    folded: Mapping[str, Model],
-    record: PackageRecord,
-    class_names: Sequence[str],
-    target: str,
     calibration: Sequence[Path],
     test: Sequence[Path],
     staged: Path,
     progress: Progress,
 ) -> tuple[Plan, dict[str, Any] | None]:
     """The storage formats of the weights, and the programs if they are built; `test` has no part in calibration."""
-    function, preprocessing = next(iter(record.by_function().items()))
-    model, precision, images = folded[function], record.precision, len(calibration)
+    function, preprocessing = next(iter(job.record.by_function().items()))
+    model, precision, images = job.folded[function], job.record.precision, len(calibration)
     crops = calibration_crops(preprocessing, calibration) if calibration else None
     if not isinstance(compression, Budget):
         return uniform_plan(compression.format, model, precision, crops, images, progress), None
     assert crops is not None
-    predicted = scorer(models[function], record, preprocessing, _prepared(preprocessing, test))
+    predicted = scorer(job.models[function], job.record, preprocessing, _prepared(preprocessing, test))
     built: dict[tuple[StoredLayer, ...], dict[str, Any]] = {}
 
     def quality(fidelity: Fidelity) -> Quality:
@@ -292,16 +289,15 @@ def _plan(
 
     def build(plan: Plan) -> tuple[int, Quality]:
         built.clear()
-        package = staged.with_name("built.mlpackage")
-        described, stored = _compressed(record, {function: model}, plan)
-        built[plan.layers] = _programs(stored, described, class_names, target, plan)
-        _save(built[plan.layers], described, package)
-        (fidelity,) = _verify(package, models, described, test, {}).values()
+        package, compressed = staged.with_name("built.mlpackage"), _compressed(job, plan)
+        built[plan.layers] = _programs(compressed, plan)
+        _save(built[plan.layers], compressed.record, package)
+        (fidelity,) = _verify(package, job.models, compressed.record, test, {}).values()
         size = files.size_of(package)
         shutil.rmtree(package)
         return size, quality(fidelity)
 
-    guess = mil.guess_package_bytes(record.attention, class_names)
+    guess = mil.guess_package_bytes(job.record.attention, job.class_names)
     plan = budget_plan(
         compression, model, precision, crops, images, guess, lambda stored: quality(predicted(stored)), build, progress
     )

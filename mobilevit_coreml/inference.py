@@ -1,10 +1,10 @@
 """Predictions of a package for images: by Core ML on a Mac, by the reference evaluator anywhere."""
 
-import contextlib
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "coreml", "reference")
 
 StrPath = str | os.PathLike[str]
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # outputs of a package for its inputs, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,76 +43,67 @@ class SegmentedImage:
 def predict(
     package: StrPath, images: Sequence[StrPath], backend: str = "auto", function: str | None = None
 ) -> Iterator[Any]:
-    """Predictions of a package for one image after the other, as the function of its task here yields them.
+    """Predictions of a package for one image after the other.
 
-    A classifier's probabilities as `classify`, a segmenter's `SegmentedImage` as `segment`, features as
-    `extract_features`; arguments and errors are theirs.
-    """
-    return FUNCTIONS[read_record(package).task](package, images, backend, function)
-
-
-def classify(
-    package: StrPath, images: Sequence[StrPath], backend: str = "auto", function: str | None = None
-) -> Iterator[dict[str, float]]:
-    """Probability of each class for one image after the other, most probable first; logits or values by their names.
+    Of a classifier the probability of each class, most probable first (logits or values by their names); of a
+    segmenter a `SegmentedImage`; of a feature extractor `pooled` (1, C), `featureMap` (1, C, H, W) and any maps of
+    the stages, float32, by name.
 
     Images are resized and cropped as the package's own record says. `backend` is "reference", the evaluator in the
     package's precision on any machine, "coreml", or "auto": Core ML on a Mac. `function` is one of a package of
     several sizes, by default its first.
 
-    Raises PackageError for a package without a record or of another task, InputError for an image that cannot be
-    read, an unknown function or backend.
+    Raises PackageError for a package without a record, InputError for an image that cannot be read, an unknown
+    function or backend.
     """
-    for record, _, outputs in _run(package, Task.CLASSIFICATION, images, backend, function):
-        with _as_recorded(package):
-            if names_classes(record.task, record.outputs):
-                by_name = outputs[CLASS_PROBABILITIES]
-            else:
-                (name,) = output_names(record.task, record.outputs)
-                by_name = dict(zip(record.labels, outputs[name][0].tolist(), strict=True))
-            ordered = by_name.items() if record.outputs.type == VALUES else sorted(by_name.items(), key=_descending)
-        yield dict(ordered)
+    record = read_record(package)
+    preprocessing = _preprocessing(record, function)
+    run = _open_backend(Path(package), backend, record.precision, function)
+    return (_predict(package, Path(path), record, preprocessing, run) for path in images)
 
 
-def _descending(entry: tuple[str, float]) -> float:
-    return -entry[1]
+def _predict(package: StrPath, path: Path, record: PackageRecord, preprocessing: "Preprocessing", run: Run) -> Any:
+    from mobilevit_coreml.images import read_image
+    from mobilevit_coreml.preprocessing import upright_rgb
+
+    image = upright_rgb(read_image(path))
+    outputs = run({IMAGE: preprocessing.prepare(image)})
+    try:
+        if record.task == Task.CLASSIFICATION:
+            return _by_class(record, outputs)
+        if record.task == Task.SEGMENTATION:
+            return _segmented(record, image, preprocessing.crop_box(image.size), outputs)
+        features = {name: outputs[name] for name in output_names(record.task, record.outputs)}
+        if features[POOLED].ndim != 2 or any(len(array) != 1 for array in features.values()):
+            raise ValueError("arrays of other shapes")
+        return features
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, InputError) as error:
+        raise PackageError(
+            f"package {package}: expected outputs as its record says, got others ({error}); convert it again"
+        ) from None
 
 
-def segment(
-    package: StrPath, images: Sequence[StrPath], backend: str = "auto", function: str | None = None
-) -> Iterator[SegmentedImage]:
-    """Class of each pixel of one image after the other; arguments and errors as for `classify`."""
+def _by_class(record: PackageRecord, outputs: Mapping[str, Any]) -> dict[str, float]:
+    if names_classes(record.task, record.outputs):
+        by_name = outputs[CLASS_PROBABILITIES].items()
+    else:
+        (name,) = output_names(record.task, record.outputs)
+        by_name = zip(record.labels, outputs[name][0].tolist(), strict=True)
+    return dict(by_name if record.outputs.type == VALUES else sorted(by_name, key=itemgetter(1), reverse=True))
+
+
+def _segmented(
+    record: PackageRecord, image: "Image.Image", crop: tuple[float, float, float, float], outputs: Mapping[str, Any]
+) -> SegmentedImage:
     import numpy as np
 
     from mobilevit_coreml.masks import class_shares, full_size_class_map
 
-    for record, image, outputs in _run(package, Task.SEGMENTATION, images, backend, function):
-        crop = _preprocessing(record, function).crop_box(image.size)
-        with _as_recorded(package):
-            (name,) = output_names(record.task, record.outputs)
-            output = np.asarray(outputs[name])
-            class_map = full_size_class_map(output[0] if output.ndim == 4 else output, crop, image.size)
-            shares = class_shares(class_map, record.labels)
-        yield SegmentedImage(image, class_map, shares, dict(zip(record.labels, record.colors, strict=True)))
-
-
-def extract_features(
-    package: StrPath, images: Sequence[StrPath], backend: str = "auto", function: str | None = None
-) -> Iterator[dict[str, "np.ndarray[Any, Any]"]]:
-    """`pooled` (1, C), `featureMap` (1, C, H, W) and any maps of the stages, float32, as for `classify`."""
-    for record, _, outputs in _run(package, Task.FEATURES, images, backend, function):
-        with _as_recorded(package):
-            features = {name: outputs[name] for name in output_names(record.task, record.outputs)}
-            if features[POOLED].ndim != 2 or any(len(array) != 1 for array in features.values()):
-                raise ValueError("arrays of other shapes")
-        yield features
-
-
-FUNCTIONS: Mapping[Task, Callable[..., Iterator[Any]]] = {
-    Task.CLASSIFICATION: classify,
-    Task.SEGMENTATION: segment,
-    Task.FEATURES: extract_features,
-}
+    (name,) = output_names(record.task, record.outputs)
+    output = np.asarray(outputs[name])
+    class_map = full_size_class_map(output[0] if output.ndim == 4 else output, crop, image.size)
+    colors = dict(zip(record.labels, record.colors, strict=True))
+    return SegmentedImage(image, class_map, class_shares(class_map, record.labels), colors)
 
 
 def cosine_similarities(pooled: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -137,17 +129,6 @@ def read_record(package: StrPath) -> PackageRecord:
         ) from None
 
 
-@contextlib.contextmanager
-def _as_recorded(package: StrPath) -> Iterator[None]:
-    """PackageError for outputs that are not what the package's record says."""
-    try:
-        yield
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, InputError) as error:
-        raise PackageError(
-            f"package {package}: expected outputs as its record says, got others ({error}); convert it again"
-        ) from None
-
-
 def core_ml_is_here() -> bool:
     """True on a Mac."""
     return sys.platform == "darwin"
@@ -166,25 +147,6 @@ def check_images(record: PackageRecord, images: Sequence[StrPath], function: str
             raise InputError(str(error).replace("image: ", f"image {path}: ", 1)) from None
 
 
-def _run(
-    package: StrPath, task: Task, images: Sequence[StrPath], backend: str, function: str | None
-) -> "Iterator[tuple[PackageRecord, Image.Image, Mapping[str, Any]]]":
-    """The record, and each image, upright, with the package's outputs for it."""
-    from mobilevit_coreml.images import read_image
-    from mobilevit_coreml.preprocessing import upright_rgb
-
-    record = read_record(package)
-    if record.task != task:
-        raise PackageError(
-            f"package {package}: expected one for {task}, got one for {record.task}; convert with --task"
-        )
-    preprocessing = _preprocessing(record, function)
-    run = _open_backend(Path(package), backend, record.precision, function)
-    for path in images:
-        image = upright_rgb(read_image(Path(path)))
-        yield record, image, run({IMAGE: preprocessing.prepare(image)})
-
-
 def _preprocessing(record: PackageRecord, function: str | None) -> "Preprocessing":
     by_function = record.by_function()
     name = next(iter(by_function)) if function is None else function
@@ -192,9 +154,7 @@ def _preprocessing(record: PackageRecord, function: str | None) -> "Preprocessin
     return by_function[name]
 
 
-def _open_backend(
-    package: Path, backend: str, precision: str, function: str | None
-) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def _open_backend(package: Path, backend: str, precision: str, function: str | None) -> Run:
     check_choice("backend", backend, BACKENDS, InputError)
     if backend == "coreml" or (backend == "auto" and core_ml_is_here()):
         from mobilevit_coreml._coremltools import ct

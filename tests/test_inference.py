@@ -6,7 +6,7 @@ has which class a package finds colors instead.
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +23,9 @@ from mobilevit_coreml._coremltools import ct, quietly
 from mobilevit_coreml.checkpoints.source import WeightsSource
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, SEGMENTATION
 from mobilevit_coreml.conversion import Conversion
-from mobilevit_coreml.errors import InputError, PackageError
+from mobilevit_coreml.errors import InputError
 from mobilevit_coreml.images import read_image, synthetic_images
-from mobilevit_coreml.inference import (
-    classify,
-    cosine_similarities,
-    extract_features,
-    read_record,
-    segment,
-)
+from mobilevit_coreml.inference import cosine_similarities, predict, read_record
 from mobilevit_coreml.masks import VOID
 from mobilevit_coreml.package.interface import OutputOptions
 from mobilevit_coreml.package.metadata import PackageRecord
@@ -147,7 +141,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @torch.no_grad()
 def test_a_classifier_says_what_pytorch_says(classifier: Path, photos: list[Path]) -> None:
     model = untrained_model(CLASSIFICATION, SMALL)
-    answers = list(classify(classifier, photos, "reference"))
+    answers = list(predict(classifier, photos, "reference"))
     assert len(answers) == 2
     for photo, probabilities in zip(photos, answers, strict=True):
         assert len(probabilities) == 1000
@@ -164,7 +158,7 @@ def test_a_classifier_says_what_pytorch_says(classifier: Path, photos: list[Path
 def test_a_segmenter_says_what_pytorch_says(segmenter: Path, photos: list[Path]) -> None:
     """Logits enlarged to the crop as transformers does, their classes to the photograph as Pillow does."""
     model = untrained_model(SEGMENTATION, CROP)
-    found = list(segment(segmenter, photos, "reference"))
+    found = list(predict(segmenter, photos, "reference"))
     seen = set()
     for photo, answer in zip(photos, found, strict=True):
         logits = model(pixels_of(photo, CROP, 136)).logits
@@ -190,7 +184,7 @@ def test_a_segmenter_says_what_pytorch_says(segmenter: Path, photos: list[Path])
 @torch.no_grad()
 def test_features_are_pytorchs(extractor: Path, photos: list[Path]) -> None:
     model = untrained_model(FEATURES, SMALL)
-    for photo, features in zip(photos, extract_features(extractor, photos, "reference"), strict=True):
+    for photo, features in zip(photos, predict(extractor, photos, "reference"), strict=True):
         result = model(pixels_of(photo, SMALL, 72))
         expected = {"pooled": result.pooled, "featureMap": result.feature_map}
         expected |= {f"stage{number}": stage for number, stage in enumerate(result.hidden_states, start=1)}
@@ -212,7 +206,7 @@ def test_each_form_of_mask_lands_on_the_photograph(tmp_path: Path, form: OutputO
     wide, high = tmp_path / "wide.png", tmp_path / "high.png"
     colorful(333, 250).save(wide)
     colorful(120, 260).save(high)  # of which the crop is wider: there is padding
-    for answer in segment(package, [wide, high], "reference"):
+    for answer in predict(package, [wide, high], "reference"):
         expected = brightest(answer.image)
         known = answer.class_map != VOID
         assert known.mean() > 0.4
@@ -236,7 +230,7 @@ def test_a_turned_photograph_is_put_upright(tmp_path: Path, orientation: int) ->
     stored = upright.transpose(turn)
     stored.save(tmp_path / "turned.png", exif=exif)
     assert read_image(tmp_path / "turned.png").size == ((150, 230) if orientation == 3 else (230, 150))
-    expected, answer = segment(package, [tmp_path / "upright.png", tmp_path / "turned.png"], "reference")
+    expected, answer = predict(package, [tmp_path / "upright.png", tmp_path / "turned.png"], "reference")
     assert answer.image.size == (150, 230)
     assert answer.class_map.shape == (230, 150)
     assert np.array_equal(answer.class_map, expected.class_map)
@@ -250,22 +244,6 @@ def test_an_own_record_is_read(segmenter: Path) -> None:
     assert record.weights.untrained
 
 
-@pytest.mark.parametrize(("ask", "task"), [(segment, "segmentation"), (extract_features, "features")])
-def test_a_package_of_another_task(
-    ask: Callable[[Path, Sequence[Path]], Iterator[Any]], task: str, classifier: Path, photos: list[Path]
-) -> None:
-    with pytest.raises(PackageError) as error:
-        next(ask(classifier, photos))
-    assert str(error.value) == (
-        f"package {classifier}: expected one for {task}, got one for classification; convert with --task"
-    )
-
-
-def test_a_segmenter_does_not_classify(segmenter: Path, photos: list[Path]) -> None:
-    with pytest.raises(PackageError, match="expected one for classification, got one for segmentation; convert with"):
-        next(classify(segmenter, photos))
-
-
 @pytest.mark.parametrize(
     ("backend", "function", "message"),
     [
@@ -277,18 +255,18 @@ def test_what_is_not_there_to_choose(
     classifier: Path, photos: list[Path], backend: str, function: str | None, message: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        next(classify(classifier, photos, backend, function))
+        next(predict(classifier, photos, backend, function))
     assert str(error.value) == message
 
 
 def test_the_one_function_of_a_package_has_a_name(extractor: Path, photos: list[Path]) -> None:
-    (named,), (unnamed,) = (list(extract_features(extractor, photos[:1], "reference", name)) for name in ("main", None))
+    (named,), (unnamed,) = (list(predict(extractor, photos[:1], "reference", name)) for name in ("main", None))
     assert np.array_equal(named["pooled"], unnamed["pooled"])
 
 
 def test_photographs_are_read_one_after_the_other(classifier: Path, photos: list[Path], tmp_path: Path) -> None:
     """The first answer is there before anybody looks at the second picture."""
-    answers = classify(classifier, [photos[0], tmp_path / "none.png"], "reference")
+    answers = predict(classifier, [photos[0], tmp_path / "none.png"], "reference")
     assert len(next(answers)) == 1000
     with pytest.raises(InputError, match="none.png: expected an image Pillow can read, got No such file"):
         next(answers)
@@ -329,7 +307,7 @@ def test_core_ml_classifies_on_a_mac(
         return {"classLabel": "b", "classLabel_probs": {"a": 0.25, "b": 0.75}}
 
     made = core_ml(monkeypatch, answer)
-    answers = [list(entry.items()) for entry in classify(classifier, photos, backend)]
+    answers = [list(entry.items()) for entry in predict(classifier, photos, backend)]
     assert answers == [[("b", 0.75), ("a", 0.25)]] * 2
     assert made == [{"model": str(classifier)}]  # one model for all photographs
     assert sizes == [(64, 64)] * 2
@@ -337,7 +315,7 @@ def test_core_ml_classifies_on_a_mac(
 
 def test_core_ml_is_told_the_function(classifier: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     made = core_ml(monkeypatch, lambda _: {"classLabel": "a", "classLabel_probs": {"a": 1.0}})
-    assert list(classify(classifier, photos[:1], "coreml", "main")) == [{"a": 1.0}]
+    assert list(predict(classifier, photos[:1], "coreml", "main")) == [{"a": 1.0}]
     assert made == [{"model": str(classifier), "function_name": "main"}]
 
 
@@ -346,7 +324,7 @@ def test_core_ml_segments_on_a_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An array of int32, or a gray picture."""
     package = save_colors_package(tmp_path / "colors.mlpackage", OutputOptions(type_), Preprocessing(136, CROP, "RGB"))
     colorful(333, 250).save(tmp_path / "photo.png")
-    (reference,) = segment(package, [tmp_path / "photo.png"], "reference")
+    (reference,) = predict(package, [tmp_path / "photo.png"], "reference")
 
     def answer(image: Image.Image) -> dict[str, Any]:
         labels = brightest(image)
@@ -357,7 +335,7 @@ def test_core_ml_segments_on_a_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         }
 
     core_ml(monkeypatch, answer)
-    (found,) = segment(package, [tmp_path / "photo.png"])
+    (found,) = predict(package, [tmp_path / "photo.png"])
     assert np.array_equal(found.class_map, reference.class_map)
     assert found.shares == reference.shares
 
@@ -368,7 +346,7 @@ def test_core_ml_extracts_features_on_a_mac(
     """Core ML has its outputs in an order of its own."""
     names = ("stage5", "pooled", "stage1", "featureMap", "stage2", "stage3", "stage4")
     core_ml(monkeypatch, lambda _: {name: np.full((1, 2), number) for number, name in enumerate(names)})
-    (features,) = extract_features(extractor, photos[:1])
+    (features,) = predict(extractor, photos[:1])
     assert list(features) == ["pooled", "featureMap", *(f"stage{number}" for number in range(1, 6))]
     assert {name: int(value[0, 0]) for name, value in features.items()} == {n: i for i, n in enumerate(names)}
 
@@ -376,7 +354,7 @@ def test_core_ml_extracts_features_on_a_mac(
 def test_auto_is_the_reference_off_a_mac(classifier: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     made = core_ml(monkeypatch, lambda _: {})
     monkeypatch.setattr(sys, "platform", "linux")
-    (auto,), (reference,) = (list(classify(classifier, photos[:1], backend)) for backend in ("auto", "reference"))
+    (auto,), (reference,) = (list(predict(classifier, photos[:1], backend)) for backend in ("auto", "reference"))
     assert auto == reference
     assert made == []
 

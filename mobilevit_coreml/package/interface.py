@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mobilevit_coreml.config import CLASSIFICATION, SEGMENTATION
-from mobilevit_coreml.errors import ConversionError
+from mobilevit_coreml.errors import check_choice
 
 IMAGE = "image"
 CLASS_LABEL = "classLabel"
@@ -40,11 +40,7 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         for name, choices in (("type", (*OUTPUT_TYPES, SCORES, VALUES)), ("size", OUTPUT_SIZES), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                raise ConversionError(
-                    f"output {name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}; "
-                    "choose one of these"
-                )
+            check_choice(f"output {name}", getattr(self, name), choices)
 
 
 def names_classes(task: str, outputs: OutputOptions) -> bool:
@@ -60,17 +56,12 @@ def output_names(task: str, outputs: OutputOptions) -> tuple[str, ...]:
 def output_descriptions(task: str, outputs: OutputOptions) -> Mapping[str, str]:
     """Description of each output, for Xcode."""
     if task == CLASSIFICATION:
-        probabilities = "independent of each other" if outputs.type == SCORES else "summing to 1"
-        return {
-            LOGITS: {LOGITS: "Logit of each class: 1, classes"},
-            VALUES: {VALUES: "Predicted values: 1, values"},
-        }.get(
-            outputs.type,
-            {
-                CLASS_LABEL: "Most probable class",
-                CLASS_PROBABILITIES: f"Probability of each class, 0 to 1, {probabilities}",
-            },
-        )
+        if outputs.type == LOGITS:
+            return {LOGITS: "Logit of each class: 1, classes"}
+        if outputs.type == VALUES:
+            return {VALUES: "Predicted values: 1, values"}
+        sums = "independent of each other" if outputs.type == SCORES else "summing to 1"
+        return {CLASS_LABEL: "Most probable class", CLASS_PROBABILITIES: f"Probability of each class, 0 to 1, {sums}"}
     if task == SEGMENTATION:
         where = "pixel of the image" if outputs.size == WHOLE else "cell of the network's map"
         return {

@@ -76,7 +76,7 @@ class PackageRecord:
             texts["untrained"] = "true"
         values = dataclasses.asdict(self)
         values["weights"] = {key: value for key, value in values["weights"].items() if value is not None}
-        texts |= {name: json.dumps(values[name]) for name in (*_JSON_FIELDS, "given", "assumed")}
+        texts |= {name: json.dumps(values[name]) for name in _JSON_FIELDS}
         return {METADATA_PREFIX + name: text for name, text in texts.items()}
 
     @classmethod
@@ -86,15 +86,15 @@ class PackageRecord:
         MobileViTError, OverflowError or RecursionError where a value in it cannot be.
         """
         values: dict[str, Any] = {name: metadata[METADATA_PREFIX + name] for name in _TEXT_FIELDS}
-        values |= {name: json.loads(metadata[METADATA_PREFIX + name]) for name in _JSON_FIELDS}
-        for name, empty in (("given", "{}"), ("assumed", "[]")):  # not in a record of version 0.1.0
-            values[name] = json.loads(metadata.get(METADATA_PREFIX + name, empty))
+        for name in _JSON_FIELDS:
+            if METADATA_PREFIX + name in metadata or name not in LATER_FIELDS:
+                values[name] = json.loads(metadata[METADATA_PREFIX + name])
         pixels = values.pop("preprocessing")
         return cls(
             task=Task(values.pop("task")),
             weights=WeightsSource(**values.pop("weights")),
             preprocessing=Preprocessing(**pixels),
-            assumed=tuple(values.pop("assumed")),
+            assumed=tuple(values.pop("assumed", ())),
             outputs=OutputOptions(**values.pop("outputs")),
             labels=tuple(values.pop("labels")),
             colors=tuple(values.pop("colors")),
@@ -104,18 +104,8 @@ class PackageRecord:
 
 
 _TEXT_FIELDS = ("version", "variant", "task", "attention", "unfold", "precision")
-_JSON_FIELDS = (
-    "weights",
-    "preprocessing",
-    "outputs",
-    "config",
-    "expand",
-    "labels",
-    "colors",
-    "labels_renamed",
-    "compression",
-    "sizes",
-)
+_JSON_FIELDS = tuple(field.name for field in dataclasses.fields(PackageRecord) if field.name not in _TEXT_FIELDS)
+LATER_FIELDS = ("given", "assumed")  # not in a record of version 0.1.0
 
 
 def describe_interface(program: Any, record: PackageRecord, preprocessing: Preprocessing) -> None:
@@ -127,15 +117,13 @@ def describe_interface(program: Any, record: PackageRecord, preprocessing: Prepr
 
 def _input_text(pixels: Preprocessing) -> str:
     height, width = pixels.input_size
-    if pixels.resize is None:
-        resize = "Without resizing it"
-    elif pixels.fill:
-        resize = f"Resize to fill that and a margin ({pixels.interpolation})"
+    if pixels.fill:
+        to = "Resize to fill that and a margin"
     elif isinstance(pixels.resize, tuple):
-        resize = f"Stretch to {pixels.resize[1]}x{pixels.resize[0]} ({pixels.interpolation})"
+        to = f"Stretch to {pixels.resize[1]}x{pixels.resize[0]}"
     else:
-        resize = f"Resize to a shorter edge of {pixels.resize} ({pixels.interpolation})"
-    resize = resize if pixels.resize is None else f"{resize} and"
+        to = f"Resize to a shorter edge of {pixels.resize}"
+    resize = "Without resizing it" if pixels.resize is None else f"{to} ({pixels.interpolation}) and"
     cut = f"cut {width}x{height} from the centre"
     inside = [f"cropping to {pixels.crop[1]}x{pixels.crop[0]}"] if pixels.include_crop else []
     inside += ["scaling", "normalization"] if pixels.normalizes else ["scaling"]

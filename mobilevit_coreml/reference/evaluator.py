@@ -59,7 +59,7 @@ class ReferenceEvaluator:
         each array input. `capture` names values to add to the outputs as float32 or int32 arrays;
         True adds the outputs of all operations.
 
-        Raises InputError for inputs of another type, shape or mode, for NaN, and for unknown names in `capture`.
+        Raises InputError for inputs of another type, shape or mode, and for unknown names in `capture`.
         """
         values = self.values(to_program(self.inputs, inputs), capture)
         try:

@@ -20,9 +20,10 @@ MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
 def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Inputs as tensors: images (1, C, H, W), 0 to 255, in the declared channel order.
 
-    Raises InputError for missing or unknown inputs, another type, size or mode, or NaN.
+    Raises InputError for missing or unknown inputs, or another type, size or mode.
     """
-    missing = [name for name, feature in features.items() if name not in inputs and not feature.optional]
+    defaults = {name: feature.default for name, feature in features.items() if feature.default is not None}
+    missing = [name for name in features if name not in inputs and name not in defaults]
     unknown = [name for name in inputs if name not in features]
     if missing or unknown:
         raise InputError(
@@ -30,8 +31,9 @@ def to_program(features: Mapping[str, Feature], inputs: Mapping[str, Any]) -> di
             f"{'add ' + ', '.join(missing) if missing else 'leave out ' + ', '.join(unknown)}"
         )
     convert = {name: _image if feature.kind == "image" else _array for name, feature in features.items()}
+    filled = {name: np.full(features[name].shape, default) for name, default in defaults.items()}
     tensors = {}
-    for name, value in inputs.items():
+    for name, value in (filled | dict(inputs)).items():
         try:
             tensors[name] = torch.from_numpy(convert[name](features[name], value))
         except ValueError as error:
@@ -46,14 +48,11 @@ def _image(feature: Feature, image: Any) -> Array:
     if image.mode != mode:
         raise ValueError(f"expected an image of mode {mode}, got {image.mode}; convert it with image.convert({mode!r})")
     if not _fits(feature, (image.height, image.width)):
-        height, width = feature.shape
         raise ValueError(
-            f"expected an image of {width}x{height} pixels, got {image.width}x{image.height}; "
+            f"expected an image of {_sizes(feature)} pixels, got {image.width}x{image.height}; "
             "resize and crop it first, as predict does"
         )
     values = np.array(image, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("expected finite values, got NaN or infinity; check the image")
     if values.ndim == 2:
         return values[None, None]
     channels_last = values[:, :, ::-1] if feature.color_layout == "BGR" else values
@@ -65,9 +64,7 @@ def _array(feature: Feature, value: Any) -> Array:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"expected an array of numbers, got {type(value).__name__}")
     if not _fits(feature, array.shape):
-        raise ValueError(f"expected an array of shape {feature.shape}, got {array.shape}; reshape it")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError("expected numbers, got NaN; check the array")
+        raise ValueError(f"expected an array of shape {_shapes(feature)}, got {array.shape}; reshape it")
     return array.astype(np.int32 if feature.dtype in ("int32", "int8") else np.float32)
 
 
@@ -80,16 +77,40 @@ def _fits(feature: Feature, shape: tuple[int, ...]) -> bool:
     return shape == feature.shape or shape in feature.other_shapes or not feature.shape
 
 
+def _shapes(feature: Feature) -> str:
+    """The shapes an array may have."""
+    if feature.shape_range:
+        return f"({', '.join(_sides(feature))})"
+    return " or ".join(map(str, dict.fromkeys((feature.shape, *feature.other_shapes))))
+
+
+def _sizes(feature: Feature) -> str:
+    """The sizes an image may have, width first."""
+    if feature.shape_range:
+        height, width = _sides(feature)
+        return f"width {width} and height {height}"
+    sizes = dict.fromkeys((feature.shape, *feature.other_shapes))
+    return " or ".join(f"{width}x{height}" for height, width in sizes)
+
+
+def _sides(feature: Feature) -> list[str]:
+    return [
+        str(low) if low == high else f"{low} to {high}" if high >= 0 else f"{low} or more"
+        for low, high in feature.shape_range
+    ]
+
+
 def from_program(feature: Feature, value: Any) -> Any:
     """An output in the type Core ML returns: class labels, arrays of the declared type, PIL images.
 
-    fp16 arrays are returned as float32, like by coremltools' predict. Image values are rounded and
-    clipped to 0 to 255.
+    Scalars are arrays of shape (1,). fp16 arrays are returned as float32, like by coremltools' predict.
+    Image values are rounded and clipped to 0 to 255.
     """
     if feature.kind in ("label", "probabilities"):
         return value
     if feature.kind == "array":
-        return value.numpy().astype("float32" if feature.dtype == "float16" else feature.dtype)
+        array = value.numpy().astype("float32" if feature.dtype == "float16" else feature.dtype)
+        return array.reshape(array.shape or (1,))
     planes = value.reshape(-1, *value.shape[-2:]).numpy()  # C H W
     if feature.color_layout == "GRAYSCALE_FLOAT16":
         return Image.fromarray(planes[0].astype(np.float32))

@@ -22,6 +22,7 @@ class Feature:
     `dtype`: numpy element type of an array or image; key type of a label or probabilities, str or
     int64. `color_layout`: of an image, RGB, BGR, GRAYSCALE or GRAYSCALE_FLOAT16. Flexible inputs have
     `other_shapes`, or a `shape_range` of (minimum, maximum) for each dimension, maximum -1 if unbounded.
+    `default`: value of all elements of an array that is left out; None if it may not be left out.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Feature:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     color_layout: str | None = None
-    optional: bool = False
+    default: float | None = None
     other_shapes: tuple[tuple[int, ...], ...] = ()
     shape_range: tuple[tuple[int, int], ...] = ()
 
@@ -223,9 +224,9 @@ _ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "i
 def _read_feature(feature: Any) -> Feature:
     kind = feature.type.WhichOneof("Type")
     if kind == "imageType":
-        return _read_image(feature.name, feature.type.imageType, feature.type.isOptional)
+        return _read_image(feature.name, feature.type.imageType)
     if kind == "multiArrayType":
-        return _read_array(feature.name, feature.type.multiArrayType, feature.type.isOptional)
+        return _read_array(feature.name, feature.type.multiArrayType)
     if kind in ("stringType", "int64Type"):
         return Feature(feature.name, "label", dtype="str" if kind == "stringType" else "int64")
     if kind == "dictionaryType":
@@ -234,7 +235,7 @@ def _read_feature(feature: Any) -> Feature:
     raise UnsupportedError(f"feature {feature.name}: expected an image, an array or a class, got {kind}")
 
 
-def _read_image(name: str, image: Any, optional: bool) -> Feature:
+def _read_image(name: str, image: Any) -> Feature:
     layout = _COLOR_LAYOUTS.get(image.colorSpace)
     if layout is None:
         raise UnsupportedError(
@@ -244,14 +245,17 @@ def _read_image(name: str, image: Any, optional: bool) -> Feature:
     limits = image.imageSizeRange
     sides = (limits.heightRange, limits.widthRange) if image.HasField("imageSizeRange") else ()
     dtype = "float16" if layout == "GRAYSCALE_FLOAT16" else "uint8"
-    return Feature(name, "image", (int(image.height), int(image.width)), dtype, layout, optional, sizes, _limits(sides))
+    shape = (int(image.height), int(image.width))
+    return Feature(name, "image", shape, dtype, layout, other_shapes=sizes, shape_range=_limits(sides))
 
 
-def _read_array(name: str, array: Any, optional: bool) -> Feature:
+def _read_array(name: str, array: Any) -> Feature:
     shapes = tuple(tuple(int(size) for size in shape.shape) for shape in array.enumeratedShapes.shapes)
     dtype = _ARRAY_TYPES.get(array.dataType, "float32")
     limits = _limits(array.shapeRange.sizeRanges)
-    return Feature(name, "array", tuple(int(size) for size in array.shape), dtype, None, optional, shapes, limits)
+    given = array.WhichOneof("defaultOptionalValue")
+    default = None if given is None else float(getattr(array, given))
+    return Feature(name, "array", tuple(int(size) for size in array.shape), dtype, None, default, shapes, limits)
 
 
 def _limits(ranges: Any) -> tuple[tuple[int, int], ...]:

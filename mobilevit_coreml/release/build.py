@@ -13,15 +13,17 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mobilevit_coreml
 from mobilevit_coreml.checkpoints.files import sha256_of
 from mobilevit_coreml.checkpoints.hub import HUB_ID, PUBLISHED, HubUnreachableError, snapshot
+from mobilevit_coreml.checkpoints.load import AUTO, PRETRAINED, UNTRAINED
 from mobilevit_coreml.compression.schemes import Budget, split
 from mobilevit_coreml.conversion import convert
 from mobilevit_coreml.errors import MobileViTError, OutputError, error_text
 from mobilevit_coreml.images import images_in
+from mobilevit_coreml.metrics import BOUNDS, Fidelity, GateResult
 from mobilevit_coreml.package.files import FAILED_SUFFIX, digest_of, failed_path
 from mobilevit_coreml.progress import Progress, silent
 from mobilevit_coreml.publish import locked, publish, remove_stale, staging
@@ -31,10 +33,6 @@ from mobilevit_coreml.release.recipe import Recipe, RecipeError
 from mobilevit_coreml.release.workers import call_in_processes
 from mobilevit_coreml.strict_json import to_json
 
-if TYPE_CHECKING:
-    from mobilevit_coreml.metrics import Fidelity, GateResult
-
-AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 NOT_IN_PACKAGES = ("cli", "release", "report", "validation")  # code that no package's bytes depend on
 NO_IMAGES = "expected photographs to calibrate with, got none; name their directory with --images"
 CRASHED = "expected a package, got a process that crashed; is there enough memory?"
@@ -281,21 +279,19 @@ def build(task: Task, progress: Progress = silent) -> str:
     return missed
 
 
-def _with_gates(fidelity: "Fidelity", gates: Mapping[str, float]) -> "Fidelity":
+def _with_gates(fidelity: Fidelity, gates: Mapping[str, float]) -> Fidelity:
     """Fidelity with a recipe's gates; a gate that it has stays where it is stricter."""
-    from mobilevit_coreml.metrics import BOUNDS
-
     both = dict(fidelity.gates)
     for name, gate in gates.items():
         both[name] = (max if BOUNDS[name].at_least else min)(gate, both.get(name, gate))
     return fidelity.with_gates(both)
 
 
-def _measured(fidelity: "Fidelity") -> dict[str, Any]:
+def _measured(fidelity: Fidelity) -> dict[str, Any]:
     return {"passed": fidelity.passed, "figures": fidelity.figures, **dataclasses.asdict(fidelity)}
 
 
-def _missed_text(result: "GateResult") -> str:
+def _missed_text(result: GateResult) -> str:
     figure = "nothing measured" if result.figure is None else f"{result.figure:.5g}"
     gate = f"{'at least' if result.bound.at_least else 'at most'} {result.gate:g} {result.bound.unit}".strip()
     return f"{result.name}: expected {gate}, got {figure}"

@@ -23,7 +23,7 @@ SWIFT_CLASS = re.compile(r"[A-Z][A-Za-z0-9_]{0,63}")
 COMPRESSIONS: Mapping[str, type[Compression]] = {kind.__name__.lower(): kind for kind in get_args(Compression)}
 SIGNAL_GATES = ("snr", "worst-snr", "cosine")
 GATES: Mapping[str, tuple[str, ...]] = {  # those of metrics.BOUNDS that a conversion measures, by task
-    Task.CLASSIFICATION: (*SIGNAL_GATES, "top1", "top5", "kl", "probability"),
+    Task.CLASSIFICATION: (*SIGNAL_GATES, "top1", "top5", "kl", "probability", "labels"),
     Task.SEGMENTATION: (*SIGNAL_GATES, "pixels", "miou"),
     Task.FEATURES: SIGNAL_GATES,
 }

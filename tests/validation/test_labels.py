@@ -12,7 +12,7 @@ from PIL import Image
 
 from mobilevit_coreml.cli.validate import main
 from mobilevit_coreml.conversion import convert
-from mobilevit_coreml.inference import classify
+from mobilevit_coreml.inference import predict
 from mobilevit_coreml.metrics import LabelsMeter, default_gates
 from mobilevit_coreml.options import ConversionOptions
 from mobilevit_coreml.report.schema import schema_of
@@ -61,7 +61,7 @@ def test_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (function,) = read_manifest(tmp_path / "golden")[0].functions
     assert [(output.name, output.kind, output.shape) for output in function.outputs] == [("values", "array", (1, 1))]
     Image.fromarray(np.full((80, 70, 3), 99, np.uint8)).save(tmp_path / "x.png")
-    (values,) = classify(package, [tmp_path / "x.png"])
+    (values,) = predict(package, [tmp_path / "x.png"])
     assert list(values) == ["LABEL_0"]
 
 

@@ -1,5 +1,9 @@
-"""Gather, scatter, sorting and other operations with indices. Negative indices count from the end."""
+"""Gather, scatter, sorting and other operations with indices.
 
+Negative indices count from the end, unless validate_indices says that there are none.
+"""
+
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -19,21 +23,24 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     """Slices of x along an axis; the dimensions of `indices` replace that axis."""
     axis = axis % x.dim()
     if batch_dims:
-        return _for_each(lambda part, index: gather(part, index, axis - batch_dims), x, indices, batch_dims)
-    selected = x.index_select(axis, _nonnegative(indices, x.shape[axis]).flatten())
+        each = functools.partial(gather, axis=axis - batch_dims, validate_indices=validate_indices)
+        return _for_each(each, x, indices, batch_dims)
+    selected = x.index_select(axis, _nonnegative(indices, x.shape[axis], validate_indices).flatten())
     return selected.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """torch.gather."""
-    return x.gather(axis, _nonnegative(indices, x.shape[axis]))
+    return x.gather(axis, _nonnegative(indices, x.shape[axis], validate_indices))
 
 
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Slices of x at the positions in the last dimension of `indices`."""
     if batch_dims:
-        return _for_each(gather_nd, x, indices, batch_dims)
-    return x[tuple(_nonnegative(index, size) for index, size in zip(indices.unbind(-1), x.shape, strict=False))]
+        each = functools.partial(gather_nd, validate_indices=validate_indices)
+        return _for_each(each, x, indices, batch_dims)
+    positions = zip(indices.unbind(-1), x.shape, strict=False)
+    return x[tuple(_nonnegative(index, size, validate_indices) for index, size in positions)]
 
 
 def one_hot(
@@ -56,7 +63,7 @@ def scatter(
 ) -> Tensor:
     """Updates of whole slices along an axis, one index each."""
     axis = axis % data.dim()
-    index = _nonnegative(indices.flatten(), data.shape[axis])
+    index = _nonnegative(indices.flatten(), data.shape[axis], validate_indices)
     updates = updates.reshape(*data.shape[:axis], index.numel(), *data.shape[axis + 1 :])
     return _scatter(data, axis, along(index, axis, data.dim()).expand_as(updates), updates, mode)
 
@@ -65,7 +72,7 @@ def scatter_along_axis(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     """torch.scatter, with a mode."""
-    return _scatter(data, axis, _nonnegative(indices, data.shape[axis]), updates, mode)
+    return _scatter(data, axis, _nonnegative(indices, data.shape[axis], validate_indices), updates, mode)
 
 
 def scatter_nd(
@@ -76,7 +83,7 @@ def scatter_nd(
     inner = math.prod(data.shape[depth:])
     row = torch.zeros(indices.shape[:-1], dtype=torch.int64)
     for size, index in zip(data.shape[:depth], indices.unbind(-1), strict=True):
-        row = row * size + _nonnegative(index, size)
+        row = row * size + _nonnegative(index, size, validate_indices)
     flat = data.reshape(-1, inner)
     rows = row.flatten()[:, None].expand(-1, inner)
     return _scatter(flat, 0, rows, updates.reshape(-1, inner), mode).view(data.shape)
@@ -123,6 +130,12 @@ def _scatter(data: Tensor, axis: int, index: Tensor, updates: Tensor, mode: str)
     return data.scatter_reduce(axis, index, updates.to(data.dtype), reductions[mode])
 
 
-def _nonnegative(indices: Tensor, size: int) -> Tensor:
+def _nonnegative(indices: Tensor, size: int, validate: bool) -> Tensor:
     indices = indices.long()
+    low = 0 if validate else -size
+    if ((indices < low) | (indices >= size)).any():
+        raise UnsupportedError(
+            f"indices: expected {low} to {size - 1}, got {int(indices.min())} to {int(indices.max())}; "
+            "the specification does not define the result"
+        )
     return torch.where(indices < 0, indices + size, indices)

@@ -74,11 +74,11 @@ def crop_resize(
     sampling_mode: str = "DEFAULT",
     boxes: Tensor | None = None,
     box_indices: Tensor | None = None,
-    pad_value: float = 0.0,
+    pad_value: float | None = None,
 ) -> Tensor:
     """Crops of x, each resized: iOS15 `roi` (N, 1, 4 or 5, 1, 1), iOS17 `boxes` (N, 4) and `box_indices`.
 
-    Returns (N, B or 1, C, h, w) for iOS15, (N, C, h, w) for iOS17.
+    iOS15 has no pad_value, and boxes within the image. Returns (N, B or 1, C, h, w) for iOS15, (N, C, h, w) for iOS17.
     """
     indices: list[int] | None
     if boxes is not None:
@@ -95,8 +95,14 @@ def crop_resize(
     for number, box in enumerate((corners * spatial_scale).tolist()):
         image = x if indices is None else x[indices[number]][None]
         top, left, bottom, right = _corners(box, box_coordinate_mode)
-        image = _linear(image, 2, _box_grid(top * height, bottom * height, target_height, sampling_mode), pad_value)
-        crops.append(_linear(image, 3, _box_grid(left * width, right * width, target_width, sampling_mode), pad_value))
+        rows = _box_grid(top * height, bottom * height, target_height, sampling_mode)
+        columns = _box_grid(left * width, right * width, target_width, sampling_mode)
+        if pad_value is None and not (_within(x.shape[-2], rows) and _within(x.shape[-1], columns)):
+            raise UnsupportedError(
+                f"roi: expected boxes within the image, got {box} without pad_value; "
+                "the specification does not define the result"
+            )
+        crops.append(_linear(_linear(image, 2, rows, pad_value), 3, columns, pad_value))
     stacked = torch.stack(crops)
     return stacked.squeeze(1) if boxes is not None else stacked
 
@@ -182,6 +188,11 @@ def _nearest(size: int, target: int, mode: str) -> Tensor:
 def _box_grid(start: float, end: float, target: int, mode: str) -> Tensor:
     """Source coordinates of a crop from `start` to `end`, descending if end < start."""
     return start + math.copysign(1.0, end - start) * _grid(abs(end - start) + 1, target, mode)
+
+
+def _within(size: int, positions: Tensor) -> bool:
+    slack = 1e-3  # of a pixel, for boxes in fp16
+    return bool(((positions >= -slack) & (positions <= size - 1 + slack)).all())
 
 
 def _linear(x: Tensor, axis: int, grid: Tensor, outside: float | None = None) -> Tensor:

@@ -53,6 +53,8 @@ def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints = (0, 0, 0, 0)) -> 
 
 
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    """Joined along an axis, in turn if `interleave`; scalars to a vector."""
+    values = [value if value.dim() else value.reshape(1) for value in values]
     if not interleave:
         return torch.cat(values, axis)
     axis = axis % values[0].dim()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mobilevit_coreml._coremltools import mb
-from mobilevit_coreml.errors import PackageError, UnsupportedError
+from mobilevit_coreml.errors import UnsupportedError
 from mobilevit_coreml.reference.ops import indexing
 from tests.reference.one_op import Array, run_op
 from tests.reference.ops.cases import Case, check
@@ -84,11 +84,25 @@ def test_gather_with_small_and_with_validated_indices(tmp_path: Path) -> None:
     check(mb.gather, cases, {"x": X}, tmp_path, "iOS17")
 
 
+@pytest.mark.parametrize(("index", "validate", "low"), [(5, True, 0), (5, False, -4), (-5, False, -4), (-1, True, 0)])
 @pytest.mark.parametrize("operation", [mb.gather, mb.gather_along_axis, mb.gather_nd])
-def test_places_outside_are_refused(operation: Callable[..., Any], tmp_path: Path) -> None:
-    inputs: dict[str, Array] = {"x": X[0, 0, :, :2], "indices": np.full((4, 2), 5, np.int32)}
-    with pytest.raises(PackageError, match="^gather.* 'gather.*': expected arguments that fit each other, got "):
-        run_op(partial(operation, validate_indices=True), inputs, tmp_path, "iOS17")
+def test_places_outside_are_refused(
+    operation: Callable[..., Any], index: int, validate: bool, low: int, tmp_path: Path
+) -> None:
+    inputs: dict[str, Array] = {"x": X[0, 0, :4, :1], "indices": np.full((4, 1), index, np.int32)}
+    with pytest.raises(UnsupportedError, match=rf"indices: expected {low} to 3, got {index} to {index}; the spec"):
+        run_op(partial(operation, validate_indices=validate), inputs, tmp_path, "iOS17")
+
+
+@pytest.mark.parametrize(("index", "validate", "low"), [(5, True, 0), (5, False, -4), (-5, False, -4), (-1, True, 0)])
+@pytest.mark.parametrize(("operation", "rank"), [(mb.scatter, 1), (mb.scatter_along_axis, 2), (mb.scatter_nd, 2)])
+def test_updates_outside_are_refused(
+    operation: Callable[..., Any], rank: int, index: int, validate: bool, low: int, tmp_path: Path
+) -> None:
+    data, indices = X[0, 0, :4, :1], np.full((4, 1)[:rank], index, np.int32)
+    inputs: dict[str, Array] = {"data": data, "indices": indices, "updates": data}
+    with pytest.raises(UnsupportedError, match=rf"indices: expected {low} to 3, got {index} to {index}; the spec"):
+        run_op(partial(operation, validate_indices=validate), inputs, tmp_path, "iOS17")
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -1,5 +1,6 @@
 """Resizing, cropping and resampling: torch where it has the same, else the specification's formulas pixel by pixel."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from mobilevit_coreml._coremltools import mb
 from mobilevit_coreml.errors import UnsupportedError
 from mobilevit_coreml.reference.ops import resizing
-from tests.reference.one_op import Array
+from tests.reference.one_op import Array, run_op
 from tests.reference.ops.cases import Case, check
 
 X = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
@@ -239,7 +240,7 @@ CORNERS: dict[str, Callable[[Any], tuple[float, float, float, float]]] = {  # to
 }
 # As each mode has them, within X's 5 rows and 7 columns: of many pixels, of less than one, and up to the last.
 CORNER_BOXES = [(0.5, 1.25, 3, 4), (1, 1, 1.5, 1.75), (0, 0, 4, 4)]
-CENTER_BOXES = [(2, 3, 2.5, 3.5), (1.5, 2.5, 0.5, 0.25), (2, 2, 4, 4)]
+CENTER_BOXES = [(2, 2, 2.5, 3), (1.5, 2.5, 0.5, 0.25), (2, 2, 4, 4)]
 
 
 def cropped(
@@ -319,6 +320,17 @@ def test_crop_resize_of_boxes_beyond_the_image(tmp_path: Path) -> None:
         answer = np.stack([cropped(X, box, (5, 4), "CORNERS_HEIGHT_FIRST", mode, pad=pad) for box in boxes])
         roi = boxes.reshape(-1, 1, 4, 1, 1)
         check(mb.crop_resize, [(attributes, answer)], {"x": X, "roi": roi}, tmp_path, "iOS16", atol=ROUNDING)
+
+
+@pytest.mark.parametrize("box", [(-1, 2, 3, 6), (0, 2, 3, 6.5)])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_crop_resize_beyond_the_image_needs_a_pad_value(box: Any, normalized: bool, tmp_path: Path) -> None:
+    roi = np.array(box, np.float32).reshape(1, 1, 4, 1, 1)
+    roi = roi / np.array([4, 6, 4, 6], np.float32).reshape(roi.shape) if normalized else roi
+    build = functools.partial(mb.crop_resize, target_height=2, target_width=2, normalized_coordinates=normalized)
+    sizes = {"sampling_mode": "ALIGN_CORNERS"}
+    with pytest.raises(UnsupportedError, match=r"roi: expected boxes within the image, got \[.*\] without pad_value"):
+        run_op(functools.partial(build, **sizes), {"x": X, "roi": roi}, tmp_path)
 
 
 def test_crop_resize_of_as_many_boxes_as_images(tmp_path: Path) -> None:
