@@ -45,7 +45,7 @@ class Fields:
                     "not depend on it"
                 )
             if value not in allowed:
-                expected = " or ".join(repr(one) for one in allowed)
+                expected = " or ".join(repr(one) for one in allowed) or "none"
                 raise CheckpointError(
                     f"{source}: {name}: expected {expected}, got {value!r:.80}; other values cannot be converted"
                 )

@@ -23,7 +23,16 @@ MAX_JSON_BYTES = 16 * 1024**2
 MAX_WRAPPERS = 4  # nesting, such as {"state_dict": {"model": …}}
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net")
 # keys beside these, of exponential moving averages of the weights: timm, torchvision's references, cvnets, others
-AVERAGE_KEYS = ("state_dict_ema", "model_ema", "ema_model_state_dict", "ema_state_dict", "model_ema_state_dict", "ema")
+AVERAGE_KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_model_state_dict",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "ema",
+    "ema_model",
+    "swa_state_dict",
+)
 AVERAGE_NAME = re.compile(r"(^|[._])ema[._]")  # in keys of these where both are in one dictionary
 SHARD_INDEX = ".index.json"  # ends the name of a file that says which tensors are in which other files
 LFS_MAGIC = b"version https://git-lfs"
@@ -67,7 +76,7 @@ class Saved(NamedTuple):
     """Content of a weights file: tensors by key, on the CPU, without wrapping dictionaries.
 
     `averaged` is the exponential moving average of the weights that some training scripts save beside them, {} if
-    there is none; `arguments` are the options of timm's training script, by name.
+    there is none; `arguments` are the options of a training script, by name.
     """
 
     tensors: dict[str, Tensor]
@@ -238,10 +247,12 @@ def _unwrap(values: object, depth: int = MAX_WRAPPERS) -> tuple[dict[str, Tensor
 
 
 def _arguments(values: object) -> Mapping[str, Any]:
-    """Options of timm's training script in a checkpoint, {} if there are none."""
-    arguments = values.get("args") if isinstance(values, Mapping) else None
-    if isinstance(arguments, argparse.Namespace):
-        return vars(arguments)
+    """Options of a training script in a checkpoint, {} if there are none: of timm, of another, or Lightning's."""
+    for key in ("args", "hyper_parameters"):
+        arguments = values.get(key) if isinstance(values, Mapping) else None
+        arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+        if isinstance(arguments, Mapping):
+            return {str(name): value for name, value in arguments.items()}
     return {}
 
 

@@ -25,7 +25,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-CONFIG_FILES = ("config.json", "preprocessor_config.json")
+CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 HUB_TIMEOUT = 10  # seconds
 

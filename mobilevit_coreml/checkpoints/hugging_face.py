@@ -56,7 +56,7 @@ CONFIG = Fields(
     read=f"{_NETWORK} model_type num_labels architectures",
     unused={
         "origin and versions": "_name_or_path name_or_path transformers_version transformers_weights _commit_hash "
-        "model_revision license tags",
+        "model_revision license tags transformers.js_config _num_labels padding",
         "storage of the weights, and how they are run": "torch_dtype dtype tf_legacy_loss torchscript",
         "outputs of the Python object": "return_dict return_dict_in_generate output_hidden_states output_attentions "
         "output_scores use_cache _attn_implementation_autoset attn_implementation _attn_implementation",
@@ -112,12 +112,17 @@ PREPROCESSOR = Fields(
 )
 
 
+def knows(values: Mapping[str, Any]) -> bool:
+    """True for a config.json that may be transformers'."""
+    return not {"architecture", "pretrained_cfg"} & values.keys() and any(map(CONFIG.knows, values))
+
+
 def read_config(values: Mapping[str, Any], source: str, **given: Any) -> MobileViTConfig:
     """Configuration from a config.json, with `given` fields in place of its own.
 
     Raises CheckpointError or ConfigError, naming `source`, for fields and values that cannot be honoured.
     """
-    model_type = values.get("model_type", "mobilevit")
+    model_type = values.get("model_type") or "mobilevit"
     if model_type != "mobilevit":
         raise ConfigError(
             f"{source}: expected model_type 'mobilevit', got {model_type!r}; only MobileViT v1 is handled"
@@ -151,8 +156,23 @@ def read_preprocessor(
 
     Raises CheckpointError for values that are invalid, or that no package of a fixed size can have.
     """
-    fields = PREPROCESSOR.select(values, source)
+    switches = {name: value for name, value in values.items() if name.startswith("do_")}
+    wrong = next((name for name, value in switches.items() if not isinstance(value, bool | None)), None)
+    if wrong is not None:
+        raise CheckpointError(f"{source}: {wrong}: expected true or false, got {switches[wrong]!r:.60}; correct it")
+    # a step that is null is left out, as transformers does
+    fields = PREPROCESSOR.select({**values, **{name: bool(value) for name, value in switches.items()}}, source)
     processor = _processor(fields, source)
+    named = any(key in fields for key in ("image_processor_type", "feature_extractor_type"))
+    if named and processor is not _MOBILEVIT:
+        needs = ["resample"] * fields.get("do_resize", True)
+        needs += ["image_mean", "image_std"] * fields.get("do_normalize", True)
+        needs += ["crop_size"] * fields.get("do_center_crop", processor.crops)
+        missing = [name for name in ("size", *needs) if name not in fields and fields.get("do_resize", True)]
+        if missing:
+            raise CheckpointError(
+                f"{source}: expected {', '.join(missing)}, got none; save the processor with transformers"
+            )
     crop, resize = _crop(fields, processor, default, source), _resize(fields, processor, source)
     if crop is None:
         if not isinstance(resize, tuple):
@@ -202,10 +222,16 @@ def read_preprocessor(
         )
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    left = [name for name in ("size", "resample") if name not in fields and fields.get("do_resize", True)]
-    if left:
+    left = [name for name in ("size", "resample", "crop_size") if name not in fields and fields.get("do_resize", True)]
+    if left and processor is _MOBILEVIT:
         assumed.append(
-            f"resize to {preprocessing.resize}, {preprocessing.interpolation} ({', '.join(left)}: not given)"
+            f"resize to {preprocessing.resize}, {preprocessing.interpolation}, crop {preprocessing.crop[0]} "
+            f"(assumed: no {', '.join(left)} in its file; --image-size)"
+        )
+    if fields.get("do_normalize") and not named:
+        assumed.append(
+            f"normalized, {order} (assumed: its file names no image_processor_type; MobileViTImageProcessor would not "
+            "normalize: --mean 0 --std 1 --channel-order BGR)"
         )
     return preprocessing, tuple(assumed)
 

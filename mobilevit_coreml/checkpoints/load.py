@@ -19,7 +19,7 @@ from mobilevit_coreml.checkpoints.files import (
 )
 from mobilevit_coreml.checkpoints.hub import PUBLISHED, WEIGHT_FILES, HubUnreachableError, snapshot
 from mobilevit_coreml.checkpoints.naming import (
-    LOSS,
+    TRAINING,
     Naming,
     has_expansion,
     head_keys,
@@ -40,8 +40,8 @@ from mobilevit_coreml.model import Model, model_for
 from mobilevit_coreml.preprocessing import GRAY, Preprocessing, default_preprocessing
 
 NAMINGS = (OWN, hugging_face.HUGGING_FACE, cvnets.CVNETS, timm.TIMM)
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-SETTINGS_FILES = ("config.json", "preprocessor_config.json", "config.yaml")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar")
+SETTINGS_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "config.yaml")
 AUTO, PRETRAINED, UNTRAINED = "auto", "pretrained", "untrained"
 
 
@@ -187,8 +187,14 @@ def _from_file(
     saved = read_weights(path)
     tensors, notices = _chosen_weights(saved, overrides.ema, name)
     naming, tensors = recognize(tensors, NAMINGS, name)
+    unread = [field for field in ("mean", "std", "act_layer") if naming is not timm.TIMM and field in saved.arguments]
+    notices += (f"the file's training options have {', '.join(unread)}: not read; give --mean, --std",) * bool(unread)
     if task != Task.FEATURES:
+        keys = tensors.keys()
         tensors = with_linear_heads(tensors, naming, name)
+        numbered = sorted(keys - tensors.keys())
+        if numbered:
+            notices += (f"the head is {numbered[-1]} alone: layers without weights beside it are taken for dropout",)
     trained = _trained_task(tensors, naming, task, name)
     task = task or trained
     inferred = infer_config(tensors, naming, trained)
@@ -198,12 +204,16 @@ def _from_file(
     order = GRAY if inferred.num_channels == 1 else naming.channel_order
     preprocessing = default_preprocessing(trained, inferred.image_hw, order)
     settings = read_json_object(files["config.json"]) if "config.json" in files else {}
+    known = timm.knows(settings) if naming is timm.TIMM else hugging_face.knows(settings)
+    if settings and not known:
+        raise CheckpointError(
+            f"{name}: config.json: expected the configuration of {'timm' if naming is timm.TIMM else 'transformers'}, "
+            f"got {', '.join(list(settings)[:3])}; if it is of something else, move it away"
+        )
     if naming is timm.TIMM:
         config, preprocessing = timm.read(settings, saved.arguments, inferred, name, **given)
-        assumed = (
-            [] if settings or saved.arguments else ["crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)"]
-        )
-        assumed += [] if settings or saved.arguments else [_assumed_pixels(preprocessing, naming.name, overrides)]
+        told = settings or timm.is_training(saved.arguments)
+        assumed = [] if told else _assumed_of_timm(config, preprocessing, task, overrides)
     else:
         config, preprocessing, assumed = _network(naming, settings, files, inferred, preprocessing, task, name, given)
         preprocessing, more = _pixels(naming, files, preprocessing, overrides, name)
@@ -213,6 +223,8 @@ def _from_file(
             f"{name}: config.json: expected the names of {inferred.num_labels} classes, as the head has, "
             f"got {config.num_labels}; --labels FILE names them"
         )
+    if task == Task.CLASSIFICATION and overrides.problem_type is None and not (settings and "problem_type" in settings):
+        assumed.append(_assumed_meaning(config, naming.name, bool(settings)))
     config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **overrides.config()})
     checkpoint = Checkpoint(
         task,
@@ -238,9 +250,9 @@ def _chosen_weights(saved: Saved, ema: bool | None, name: str) -> tuple[dict[str
     notices = []
     if saved.averaged and saved.tensors and ema is None:
         notices.append("the file has plain and averaged weights (EMA): took the plain; --ema the averaged ones")
-    left_out = [key for key in tensors if LOSS.fullmatch(key)]
+    left_out = [key for key in tensors if TRAINING.fullmatch(key)]
     if left_out:
-        notices.append(f"left out {', '.join(left_out[:3])}: of the loss")
+        notices.append(f"left out {', '.join(left_out[:3])}: of the training")
     return tensors, tuple(notices)
 
 
@@ -283,9 +295,8 @@ def _network(
     else:
         assumed.append(_assumed_network(dataclasses.replace(config, **given), task, given))
     config = dataclasses.replace(config, **{"image_size": preprocessing.crop, **given})
-    if config.num_labels == 1 and task == Task.CLASSIFICATION:
+    if config.num_labels == 1 and task == Task.CLASSIFICATION and "problem_type" not in given:
         config = dataclasses.replace(config, problem_type=REGRESSION)
-        assumed.append("one output: its value as it is (assumed: regression)")
     return config, preprocessing, assumed
 
 
@@ -293,9 +304,13 @@ def _pixels(
     naming: Naming, files: Mapping[str, Path], default: Preprocessing, overrides: CheckpointOverrides, name: str
 ) -> tuple[Preprocessing, list[str]]:
     """Preprocessing by transformers' file, where there is one, and assumptions."""
-    if "preprocessor_config.json" not in files:
+    if "preprocessor_config.json" in files:
+        values, where = read_json_object(files["preprocessor_config.json"]), f"{name}: preprocessor_config.json"
+    elif "processor_config.json" in files:  # of transformers 5, for processors of several kinds of input
+        values = read_json_object(files["processor_config.json"]).get("image_processor") or {}
+        where = f"{name}: processor_config.json: image_processor"
+    else:
         return default, [_assumed_pixels(default, naming.name, overrides)]
-    values, where = read_json_object(files["preprocessor_config.json"]), f"{name}: preprocessor_config.json"
     preprocessing, assumed = hugging_face.read_preprocessor(values, default, where)
     return preprocessing, [] if overrides.mean and overrides.std else list(assumed)
 
@@ -338,6 +353,26 @@ def _assumed_network(config: MobileViTConfig, task: str, given: Mapping[str, Any
     return f"no config.json next to the weights: assumed {texts}{labels}; others: {options}, or give the directory"
 
 
+def _assumed_of_timm(
+    config: MobileViTConfig, preprocessing: Preprocessing, task: Task, overrides: CheckpointOverrides
+) -> list[str]:
+    """What timm's weights alone do not determine: its mobilevit models are taken for it."""
+    published = config.id2label == imagenet_labels() and overrides.labels is None and task != Task.FEATURES
+    names = ", ImageNet's class names" if published else ""
+    act = "" if overrides.hidden_act else f", {config.hidden_act} (--hidden-act), mean pooling"
+    first = f"crop 0.9, bicubic{act}{names} (assumed: no config.json: timm's for mobilevit)"
+    return [first, _assumed_pixels(preprocessing, "timm", overrides)]
+
+
+def _assumed_meaning(config: MobileViTConfig, naming: str, configured: bool) -> str:
+    """What the outputs mean, where no file says; "" for transformers' own rule for its configurations."""
+    if configured and naming == "Hugging Face":
+        return ""
+    if config.num_labels == 1:
+        return "one output: its value as it is (assumed: regression; else --problem-type)"
+    return "one class of all: softmax (assumed; independent labels: --problem-type multi_label_classification)"
+
+
 def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: CheckpointOverrides) -> str:
     """What weights without a description of their images do not determine; "" where the user gave it."""
     cvnets_order = {
@@ -352,6 +387,7 @@ def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: Checkp
     }.get(naming, "no file says: --channel-order RGB")
     normalized = overrides.mean is not None and overrides.std is not None
     ordered = overrides.channel_order is not None or preprocessing.channel_order == GRAY
+    normalized = normalized or preprocessing.normalizes
     texts = [*([] if normalized else ["pixels 0 to 1"]), *([] if ordered else [preprocessing.channel_order])]
     hints = ["no file says" if ordered else by, *([] if normalized else ["normalized: --mean, --std"])]
     return f"{', '.join(texts)} (assumed: {'; '.join(hints)})" if texts else ""

@@ -17,9 +17,11 @@ MAX_LISTED_KEYS = 3  # of each kind in a message
 STEP_COUNTER = ".num_batches_tracked"  # of batch norm, not used in inference
 AVERAGE_COUNTER = "n_averaged"  # of torch's AveragedModel, not used in inference
 
-LOSS = re.compile(
-    r"(.*\.)?(criterion|loss|loss_fn|loss_func|loss_function|ce_loss)\..*"
-)  # tensors of a training's loss
+# tensors of a training: of its loss, its class weights, its metrics
+TRAINING = re.compile(
+    r"(.*\.)?(criterion|loss|loss_fn|loss_func|loss_function|ce_loss|(train|val|valid|test)_(acc|accuracy|f1|metrics?))"
+    r"\..*|(.*\.)?(class_weights?|pos_weight|loss_weights?)"
+)
 # Other networks and files by a key: what they are, and what to do
 FOREIGN = (
     (
@@ -86,7 +88,7 @@ def recognize(
     """
     namings = tuple(namings)
     for pattern, what, remedy in FOREIGN:
-        key = next((key for key in tensors if pattern.fullmatch(key)), None)
+        key = next((key for key in tensors if pattern.fullmatch(key) and not TRAINING.fullmatch(key)), None)
         if key is not None:
             raise CheckpointError(f"{source}: expected the weights of a MobileViT, got {what} ({key:.80}); {remedy}")
     for naming in namings:
@@ -101,7 +103,7 @@ def recognize(
             renamed = {
                 _canonical_key(key, wrappers[0], naming): tensor
                 for key, tensor in tensors.items()
-                if not LOSS.fullmatch(key) and key.rpartition(".")[2] != AVERAGE_COUNTER
+                if not TRAINING.fullmatch(key) and key.rpartition(".")[2] != AVERAGE_COUNTER
             }
             used = {key: tensor for key, tensor in renamed.items() if not key.startswith(naming.unused)}
             return naming, used
@@ -139,6 +141,8 @@ def with_linear_heads(tensors: Mapping[str, Tensor], naming: Naming, source: str
             stem = weights[0].removesuffix(".weight")
             for key in (key for key in inside if key.startswith(stem + ".")):
                 found[layer + key.removeprefix(stem)] = found.pop(key)
+        if layer + ".weight" in found and not any(key.endswith(".bias") for key in inside):
+            found[layer + ".bias"] = torch.zeros(len(found[layer + ".weight"]))  # Linear(…, bias=False)
     return found
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-NETWORK = ("hidden_act", "num_attention_heads", "patch_size", "output_stride", "atrous_rates")
+NETWORK = ("problem_type", "hidden_act", "num_attention_heads", "patch_size", "output_stride", "atrous_rates")
 Size = tuple[int, int]  # height, width
 
 
@@ -13,9 +13,9 @@ class CheckpointOverrides:
     """Settings of a checkpoint that a user gives; what is None is as its files have it, or the default.
 
     `labels` is a file as in `read_labels`, `channel_order` BGR or RGB; `mean` and `std` are one number or one for
-    each of red, green and blue, of pixels from 0 to 1. `image_sizes` are (height, width) in pixels. `hidden_act`,
-    `num_attention_heads`, `patch_size`, `output_stride` and `atrous_rates` are fields of MobileViTConfig. `ema` takes
-    the average of the weights, or not, where a file has both.
+    each of red, green and blue, of pixels from 0 to 1. `image_sizes` are (height, width) in pixels. `problem_type`,
+    `hidden_act`, `num_attention_heads`, `patch_size`, `output_stride` and `atrous_rates` are fields of
+    MobileViTConfig. `ema` takes the average of the weights, or not, where a file has both.
     """
 
     labels: str | os.PathLike[str] | None = None
@@ -23,6 +23,7 @@ class CheckpointOverrides:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     image_sizes: tuple[Size, ...] = ()
+    problem_type: str | None = None
     hidden_act: str | None = None
     num_attention_heads: int | None = None
     patch_size: int | None = None

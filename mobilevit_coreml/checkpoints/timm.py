@@ -50,7 +50,7 @@ CONFIG = Fields(
     unused={
         "follows from the weights": "num_features",
         _DESCRIPTION: "label_descriptions license description origin_url paper_name paper_ids notes",
-        _ORIGIN: "url file hf_hub_id hf_hub_filename source tag",
+        _ORIGIN: "url file hf_hub_id hf_hub_filename source tag tags library_name pipeline_tag",
         "transformers' description of the file": "model_type architectures transformers_version torch_dtype dtype",
         "for training only": "initializer_range",
     },
@@ -79,7 +79,12 @@ MODEL_ARGS = Fields(
         _ORIGIN: "pretrained checkpoint_path",
         "the size of images, which pretrained_cfg tells": "img_size",
     },
-    fixed={"output_stride": (32,), "norm_layer": ("batchnorm", "batchnorm2d", "bn"), "scriptable": (False,)},
+    fixed={
+        "output_stride": (32,),
+        "norm_layer": ("batchnorm", "batchnorm2d", "bn"),
+        "scriptable": (False,),
+        "features_only": (False,),
+    },
 )
 # of train.py: what decides on the network and on pixels; the rest is about training
 TRAINING_ARGS = Fields(
@@ -89,7 +94,6 @@ TRAINING_ARGS = Fields(
 )
 # PretrainedCfg's defaults, which timm takes for what a config.json does not say
 DEFAULTS: Mapping[str, Any] = {
-    "input_size": [3, 224, 224],
     "interpolation": "bicubic",
     "crop_pct": 0.875,
     "crop_mode": "center",
@@ -99,13 +103,23 @@ DEFAULTS: Mapping[str, Any] = {
 # of its MobileViTs, for weights without a config.json
 MOBILEVIT: Mapping[str, Any] = {
     **DEFAULTS,
-    "input_size": [3, 256, 256],
     "crop_pct": 0.9,
     "mean": [0.0],
     "std": [1.0],
 }
 POOLS = {"avg": "avg", "fast": "avg", "fastavg": "avg", "max": "max", "fastmax": "max"}
 ACTIVATIONS = {"hard_swish": "hardswish"}  # of another name here
+
+
+def knows(values: Mapping[str, Any]) -> bool:
+    """True for a config.json that may be timm's."""
+    own = ("architecture", "pretrained_cfg", "model_args", "num_classes", "label_names")
+    return any(name in own or PRETRAINED_CFG.reads(name) for name in values)
+
+
+def is_training(arguments: Mapping[str, Any]) -> bool:
+    """True for the options of timm's train.py, which say all of its pixels."""
+    return {"mean", "std", "crop_pct", "interpolation"} <= arguments.keys()
 
 
 def read(
@@ -132,8 +146,10 @@ def read(
         by_index = dict(enumerate(names)) if isinstance(names, list) else names
         network["id2label"] = labels_from_mapping(mapping_of(by_index, "label_names", source), f"{source}: label_names")
     try:
-        pixels = {**(DEFAULTS if values else MOBILEVIT), **settings}
-        preprocessing = _preprocessing(pixels, arguments, given.get("image_size"), inferred.num_channels, source)
+        pixels, size = {**(DEFAULTS if values else MOBILEVIT), **settings}, 224 if values else 256
+        preprocessing = _preprocessing(
+            pixels, (size, size), arguments, given.get("image_size"), inferred.num_channels, source
+        )
         kind = fields.get("problem_type", REGRESSION if inferred.num_labels == 1 else SINGLE_LABEL)
         network = {"image_size": preprocessing.crop, "problem_type": kind, **network, **given}
         made = dataclasses.replace(inferred, **network)
@@ -166,7 +182,9 @@ def _network(model_args: Mapping[str, Any], pool: object, arguments: Mapping[str
 
 
 def _check_architecture(name: object, source: str) -> None:
-    architecture = str(name or "mobilevit_").removeprefix("timm/").removeprefix("hf_hub:timm/")
+    source_name, _, architecture = str(name or "mobilevit_").rpartition("/")
+    if source_name.partition(":")[0] in ("hf-hub", "hf_hub", "local-dir"):
+        return  # the name of a directory or of a model on the hub, which may be any
     if not architecture.startswith("mobilevit_"):
         raise CheckpointError(
             f"{source}: architecture: expected mobilevit_xxs, mobilevit_xs or mobilevit_s, "
@@ -175,7 +193,12 @@ def _check_architecture(name: object, source: str) -> None:
 
 
 def _preprocessing(
-    settings: dict[str, Any], arguments: Mapping[str, Any], given: tuple[int, int] | None, channels: int, source: str
+    settings: dict[str, Any],
+    default_size: tuple[int, int],
+    arguments: Mapping[str, Any],
+    given: tuple[int, int] | None,
+    channels: int,
+    source: str,
 ) -> Preprocessing:
     """timm's evaluation, by resolve_data_config and transforms_imagenet_eval; of the `given` size, if there is one."""
     for name in ("interpolation", "crop_pct", "crop_mode", "mean", "std", "input_size"):
@@ -183,6 +206,8 @@ def _preprocessing(
             settings[name] = arguments[name]
     if arguments.get("img_size") and not arguments.get("input_size"):
         settings["input_size"] = [channels, arguments["img_size"], arguments["img_size"]]
+    if "input_size" not in settings:
+        settings["input_size"] = [channels, *default_size]
     if given is not None:
         settings["input_size"] = [channels, *given]
     size = settings["input_size"]

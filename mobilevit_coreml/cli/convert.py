@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mobilevit_coreml.checkpoints.overrides import Size
 from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
-from mobilevit_coreml.config import ACTIVATIONS, FEATURES, VARIANTS, Task, UnfoldImplementation
+from mobilevit_coreml.config import ACTIVATIONS, FEATURES, PROBLEM_TYPES, VARIANTS, Task, UnfoldImplementation
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
@@ -63,6 +63,7 @@ def _add_checkpoint(group: Any) -> None:
     option(group, "--channel-order", "ORDER", "BGR or RGB")
     for name, text in (("mean", "subtracted from pixels 0 to 1"), ("std", "that they are divided by")):
         option(group, f"--{name}", "N", f"{text}: a number, or one each for R, G and B", float, nargs="+")
+    option(group, "--problem-type", "KIND", f"meaning of a classifier's outputs: {', '.join(PROBLEM_TYPES)}")
     option(group, "--hidden-act", "NAME", f"activation: {', '.join(ACTIVATIONS)}")
     option(group, "--num-attention-heads", "N", "heads of each attention layer", int)
     option(group, "--patch-size", "N", "side of an attention patch, cells of the map", int)

@@ -35,7 +35,7 @@ LIBRARIES = {"Hugging Face": "transformers", "timm": "timm"}
 MAX_IMAGES = 4
 TIMEOUT = 300.0  # seconds
 # Both sides compute in fp32; libraries resize 8-bit images by code of their own, one gray level apart at most.
-MAX_DIFFERENCE = 0.01  # of a probability, or of a value in shares of the largest
+MAX_DIFFERENCE = 0.01  # of a probability, or of a value in shares of the largest of all images
 MIN_PIXEL_AGREEMENT = 0.98  # of a mask's pixels
 MIN_COSINE = 0.999  # of pooled features
 PIXEL_OPTIONS = ("channel_order", "mean", "std")
@@ -123,8 +123,11 @@ def _is_installed(library: str) -> bool:
 
 def _as_read(reading: Reading) -> bool:
     """True where the library has nothing to say of pixels: the user, or an assumption, says it."""
-    named = reading.weights is not None and reading.weights.with_name("preprocessor_config.json").is_file()
-    return any(name in reading.given for name in PIXEL_OPTIONS) or (reading.naming == "Hugging Face" and not named)
+    files = ("preprocessor_config.json", "processor_config.json")
+    named = reading.weights is not None and any(reading.weights.with_name(name).is_file() for name in files)
+    bare = reading.naming == "timm" and any("timm's for mobilevit" in text for text in reading.record.assumed)
+    given = any(name in reading.given for name in PIXEL_OPTIONS)
+    return given or bare or (reading.naming == "Hugging Face" and not named)
 
 
 @contextlib.contextmanager
@@ -148,6 +151,7 @@ def _compare(
 ) -> Check:
     """The worst of all images, by what a user sees."""
     worst: tuple[float, str] = (-1.0, "")
+    largest = max(float(np.abs(answer.output).max(initial=0)) for _, answer in answers)
     for file, answer in answers:
         if answer.pixels != (0, 0) and answer.pixels != reading.preprocessing.crop:
             height, width = reading.preprocessing.crop
@@ -159,7 +163,7 @@ def _compare(
         wrong = _other_names(reading, answer)
         if wrong:
             return Check(FRAMEWORK, False, f"{library} {wrong}")
-        share, text = _distance(kind, mine, answer.output, library)
+        share, text = _distance(kind, mine, answer.output, largest, library)
         if not share <= worst[0]:  # or not a number, which is the worst
             worst = share, text
         if math.isnan(share):
@@ -195,8 +199,10 @@ def _other_names(reading: Reading, answer: FrameworkAnswer) -> str:
     return f"calls class {index} {theirs!r:.50}, expected {reading.classes[index]!r:.50}"
 
 
-def _distance(kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], library: str) -> tuple[float, str]:
-    """How far apart two answers are, in shares of what is allowed, and in words."""
+def _distance(
+    kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], largest: float, library: str
+) -> tuple[float, str]:
+    """How far apart two answers are, in shares of what is allowed, and in words; `largest` is of all images."""
     if theirs.ndim != 2 if kind == "masks" else mine.shape != theirs.shape:
         got, expected = ("x".join(map(str, output.shape)) for output in (theirs, mine))
         return math.inf, f"{library} has outputs of {got}, expected {expected}"
@@ -209,9 +215,10 @@ def _distance(kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], libra
         agreement = float((maps[0] == maps[1]).mean())
         return (1 - agreement) / (1 - MIN_PIXEL_AGREEMENT), f"{library} agrees in {agreement:.2%} of the pixels"
     difference = float(np.abs(mine - theirs).max())
-    allowed = MAX_DIFFERENCE * (max(1.0, float(np.abs(theirs).max())) if kind == "values" else 1.0)
+    allowed = MAX_DIFFERENCE * (largest if kind == "values" else 1.0)
     one = "value" if kind == "values" else "probability"
-    return difference / allowed, f"{library} differs by at most {difference:.4f} in a {one} (allowed {allowed:.2g})"
+    share = difference / allowed if allowed else difference and math.inf
+    return share, f"{library} differs by at most {difference:.2g} in a {one} (allowed {allowed:.2g})"
 
 
 def _class_map(output: npt.NDArray[Any], size: tuple[int, ...] | None) -> npt.NDArray[Any]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mobilevit_coreml.checkpoints.hub import WEIGHT_FILES
 from mobilevit_coreml.images import read_image
 from mobilevit_coreml.preprocessing import upright_rgb
 from mobilevit_coreml.validation.worker import Handlers
@@ -47,7 +48,7 @@ def open_framework(naming: str, weights: str, task: str, variant: str, ema: bool
     with _quietly():
         if naming == "timm":
             return {"run": _timm(Path(weights), task, variant, ema, classes)}
-        return {"run": _transformers(Path(weights).parent, task)}
+        return {"run": _transformers(Path(weights), task)}
 
 
 def make_torchvision_importable() -> None:
@@ -84,12 +85,16 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _transformers(directory: Path, task: str) -> Callable[[Any], FrameworkAnswer]:
+def _transformers(weights: Path, task: str) -> Callable[[Any], FrameworkAnswer]:
     """The model and processor of a directory that transformers saved."""
     import transformers
 
+    directory = weights.parent
     if not (directory / "config.json").is_file():
         raise ValueError("no config.json, by which transformers builds the model")
+    loaded = next((name for name in WEIGHT_FILES if (directory / name).is_file()), "nothing")
+    if loaded != weights.name:
+        raise ValueError(f"transformers would load {loaded} there, not {weights.name}")
     kind = {
         "classification": transformers.MobileViTForImageClassification,
         "segmentation": transformers.MobileViTForSemanticSegmentation,
@@ -103,7 +108,7 @@ def _transformers(directory: Path, task: str) -> Callable[[Any], FrameworkAnswer
         raise ValueError(f"transformers itself finds no weights for {', '.join(missing[:2])}")
     model.eval()
     processor = None
-    if (directory / "preprocessor_config.json").is_file():
+    if any((directory / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         # Pillow's: torchvision's lack some filters, and pad small images by the other half of a pixel
         by_pillow: dict[str, Any] = {"backend": "pil"} if int(transformers.__version__[0]) > 4 else {"use_fast": False}
         processor = transformers.AutoImageProcessor.from_pretrained(
@@ -147,7 +152,8 @@ def _timm(weights: Path, task: str, variant: str, ema: bool, classes: int) -> Ca
 
     arguments: dict[str, Any] = {}
     if (weights.parent / "config.json").is_file():
-        model = timm.create_model(f"local-dir:{weights.parent}", pretrained=True)
+        model = timm.create_model(f"local-dir:{weights.parent}")
+        load_checkpoint(model, str(weights), use_ema=ema)
     else:
         arguments = dict(read_weights(weights).arguments)
         options = {"global_pool": arguments.get("gp"), "in_chans": arguments.get("in_chans")}
@@ -159,7 +165,9 @@ def _timm(weights: Path, task: str, variant: str, ema: bool, classes: int) -> Ca
     model.eval()
     config = resolve_data_config(arguments, model=model)
     transform = create_transform(**config)
-    labels = model.pretrained_cfg.get("label_names") or ()
+    labels = (model.pretrained_cfg or {}).get("label_names") or ()
+    if isinstance(labels, dict):
+        labels = [labels[key] for key in sorted(labels, key=int)]
 
     @torch.inference_mode()
     def run(image: Any) -> FrameworkAnswer:

@@ -149,7 +149,8 @@ def test_what_timms_training_script_was_given_is_honoured(tmp_path: Path) -> Non
     assert (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
     assert checkpoint.preprocessing.interpolation == "bilinear"
     assert (checkpoint.config.global_pool, checkpoint.config.hidden_act) == ("max", "relu")
-    assert checkpoint.assumed == ()
+    (meaning,) = checkpoint.assumed
+    assert meaning.startswith("one class of all: softmax (assumed; independent labels: --problem-type")
 
 
 @pytest.mark.parametrize(

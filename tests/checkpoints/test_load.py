@@ -38,7 +38,11 @@ PIXELS = {
     "timm": "pixels 0 to 1, RGB (assumed: no config.json: timm's for mobilevit; others: --channel-order BGR; "
     "normalized: --mean, --std)",
 }
-TIMM_ASSUMED = ("crop 0.9, bicubic (assumed: no config.json: timm's for mobilevit)", PIXELS["timm"])
+MEANING = "one class of all: softmax (assumed; independent labels: --problem-type multi_label_classification)"
+TIMM_ASSUMED = (
+    "crop 0.9, bicubic, silu (--hidden-act), mean pooling (assumed: no config.json: timm's for mobilevit)",
+    PIXELS["timm"],
+)
 TIMM_DEFAULT = Preprocessing(284, (256, 256), "RGB", "bicubic", rounding="even")
 
 
@@ -274,6 +278,7 @@ def test_bare_file_next_to_nothing(tmp_path: Path) -> None:
         "no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
         "others: --hidden-act --num-attention-heads --patch-size --output-stride, or give the directory",
         PIXELS["Hugging Face"],
+        MEANING,
     )
     assert snr(peer(images(1, 256, 256)).logits, logits_of(checkpoint)) > 100
 
@@ -542,7 +547,7 @@ def test_timm_directory(tmp_path: Path) -> None:
     peer = save_timm(tmp_path, {**settings, "input_size": [3, 256, 256]})
     checkpoint = load_checkpoint(str(tmp_path))
     assert checkpoint.config.id2label == ("no", "yes")
-    assert (checkpoint.preprocessing.channel_order, checkpoint.assumed) == ("RGB", ())
+    assert (checkpoint.preprocessing.channel_order, checkpoint.assumed) == ("RGB", (MEANING,))
     assert snr(peer(images(1, 256, 256)), logits_of(checkpoint)) > 100
     assert checkpoint.preprocessing.resize == 292  # 256 / 0.875, PretrainedCfg's default
     save_timm(tmp_path, {**settings, "input_size": [3, 224, 192], "crop_pct": 0.9, "interpolation": "bilinear"})
@@ -575,7 +580,7 @@ def test_a_bare_timm_file_is_evaluated_as_timms_mobilevit(tmp_path: Path) -> Non
     assert checkpoint.preprocessing == TIMM_DEFAULT
     assert (expected["input_size"], expected["interpolation"]) == ((3, 256, 256), "bicubic")
     assert (expected["crop_pct"], expected["mean"], expected["std"]) == (0.9, (0.0,) * 3, (1.0,) * 3)
-    assert checkpoint.assumed == TIMM_ASSUMED
+    assert checkpoint.assumed == (*TIMM_ASSUMED, MEANING)
 
 
 @pytest.mark.parametrize(
@@ -624,7 +629,7 @@ def test_a_directory_must_leave_no_choice(tmp_path: Path, files: list[str], got:
         load_checkpoint(str(tmp_path))
     assert str(error.value) == (
         f"weights {tmp_path}: expected model.safetensors or model.safetensors.index.json or pytorch_model.bin "
-        f"or pytorch_model.bin.index.json, or a single .safetensors/.bin/.pt/.pth/.ckpt file, "
+        f"or pytorch_model.bin.index.json, or a single .safetensors/.bin/.pt/.pth/.ckpt/.tar file, "
         f"got {got}; name the file itself"
     )
 

@@ -230,9 +230,10 @@ def test_gray_images_are_the_processors(family: str, mode: str, tmp_path: Path) 
 def test_a_file_without_a_processor_normalizes_if_it_says_so() -> None:
     default = default_preprocessing(CLASSIFICATION, (256, 256), "BGR")
     values = {"do_normalize": True, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "size": 288}
-    preprocessing, _ = hugging_face.read_preprocessor({**values, "crop_size": 256}, default, "x")
+    preprocessing, assumed = hugging_face.read_preprocessor({**values, "crop_size": 256}, default, "x")
     assert (preprocessing.mean, preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert preprocessing.channel_order == "RGB"
+    assert "its file names no image_processor_type" in assumed[0]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_that_mobilevits_processor_does_not_normalize_is_said_where_the_file_loo
     values: dict[str, Any], said: tuple[str, ...]
 ) -> None:
     default = default_preprocessing(CLASSIFICATION, (256, 256), "BGR")
-    file = {"image_processor_type": "MobileViTImageProcessor", "size": 288, "resample": 2, **values}
+    file = {"image_processor_type": "MobileViTImageProcessor", "size": 288, "crop_size": 256, "resample": 2, **values}
     preprocessing, assumed = hugging_face.read_preprocessor(file, default, "x")
     assert not preprocessing.normalizes
     assert len(assumed) == len(said)

@@ -848,7 +848,7 @@ def test_a_size_of_the_user_replaces_one_that_cannot_be(tmp_path: Path) -> None:
 
 def test_tensors_of_a_loss_are_left_out_by_name(tmp_path: Path) -> None:
     saved = s.bare(tmp_path, HUGGING_FACE, s.lightning, "last.ckpt")
-    assert "left out criterion.weight: of the loss" in load_checkpoint(saved.weights).notices
+    assert "left out criterion.weight: of the training" in load_checkpoint(saved.weights).notices
 
 
 @pytest.mark.parametrize("ema", [None, True, False])

@@ -170,7 +170,7 @@ def test_tensors_of_a_loss_are_left_out_by_name(peer: Any, tmp_path: Path) -> No
     }
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     assert check(tmp_path / "last.ckpt", peer).notices == (
-        "left out criterion.weight, loss_fn.pos_weight: of the loss",
+        "left out criterion.weight, loss_fn.pos_weight: of the training",
     )
 
 

@@ -119,7 +119,7 @@ def test_good_readings_pass(name: str, no_process: None, photographs: list[Path]
         return
     assert check.passed, check.detail
     assert check.name == "framework"
-    assert check.detail.endswith("on 4 images")
+    assert check.detail.removesuffix(" (pixels as read here)").endswith("on 4 images")
     assert check.detail.startswith("transformers" if name.startswith("transformers") else "timm")
 
 
@@ -219,7 +219,6 @@ def test_features_of_classifiers_are_compared(name: str, no_process: None, tmp_p
             {"image_sizes": ((96, 96),)},
             "transformers takes 64x64 pixels, the package 96x96",
         ),
-        ("bare: timm", {}, "timm takes 256x256 pixels, the package 64x64"),
         (
             "transformers: classifier",
             {"hidden_act": "relu"},
