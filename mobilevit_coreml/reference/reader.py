@@ -132,7 +132,7 @@ def read_specification(path: str | os.PathLike[str]) -> Any:
         ) from None
     kind = specification.WhichOneof("Type")
     if kind != "mlProgram":
-        raise PackageError(
+        raise (UnsupportedError if kind else PackageError)(
             f"package {path}: expected an ML Program, got {kind or 'an empty specification'}; "
             "convert with convert_to='mlprogram' and a target of iOS15 or later"
         )
