@@ -1095,6 +1095,6 @@ def misread(misreading: Misreading) -> Iterator[None]:
         return misreading.apply(load_checkpoint(*arguments, **keywords))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("checkpoints.load", "conversion", "validation.original"):
+        for module in ("checkpoints.load", "validation.original"):
             patch.setattr(f"mobilevit_coreml.{module}.load_checkpoint", load)
         yield
