@@ -18,6 +18,7 @@ from mobilevit_coreml.reference.ops import (
     indexing,
     linear,
     normalization,
+    recurrent,
     reduction,
     resizing,
     shape,
@@ -25,7 +26,7 @@ from mobilevit_coreml.reference.ops import (
 from mobilevit_coreml.reference.ops.attributes import Ints
 
 _WITH_TABLES = (normalization, activation, elementwise, linear, shape, indexing)
-_MODULES = (*_WITH_TABLES, convolution, reduction, resizing)
+_MODULES = (*_WITH_TABLES, convolution, recurrent, reduction, resizing)
 
 # Types of the lambdas' parameters; those not here are Tensor.
 _TYPES = {
