@@ -5,6 +5,7 @@ import errno
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -76,9 +77,10 @@ def staging(path: Path) -> Iterator[Path]:
     `path` that `publish` had begun to replace is put back. Those of killed processes are removed at the start.
     """
     remove_stale(path)
-    with writing(path):
-        directory = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
-    try:
+    directory = path.parent / f".{path.stem}.{secrets.token_hex(4)}"
+    try:  # from before it is there: an interruption leaves nothing
+        with writing(path):
+            directory.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # file systems without locks do without
                 file = stack.enter_context((directory / "unlocked").open("wb"))

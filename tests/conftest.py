@@ -165,6 +165,6 @@ def stub_program(small_packages: dict[str, Path], monkeypatch: pytest.MonkeyPatc
 
     def take(task: str) -> None:
         program = ct.models.MLModel(str(small_packages[task]), skip_model_load=True)
-        monkeypatch.setattr("mobilevit_coreml.conversion._programs", lambda *_: {FUNCTION: program})
+        monkeypatch.setattr("mobilevit_coreml.stages.build_programs", lambda *_: {FUNCTION: program})
 
     return take

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from mobilevit_coreml import conversion
+from mobilevit_coreml import conversion, stages
 from mobilevit_coreml._coremltools import ct
 from mobilevit_coreml.cli.convert import main as convert
 from mobilevit_coreml.cli.predict import main as predict
@@ -67,13 +67,13 @@ def origin_of(path: Path) -> str:
 def take_program(path: Path) -> None:
     """Spare a conversion the ML Program's making, which is no matter of this module: take a package's."""
     program = ct.models.MLModel(str(path), skip_model_load=True)
-    conversion._programs = lambda *_: {FUNCTION: program}
+    stages.build_programs = lambda *_: {FUNCTION: program}
 
 
 @pytest.fixture
 def quick(small_packages: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Take the program of a task's package for each conversion in this process."""
-    monkeypatch.setattr(conversion, "_programs", conversion._programs)  # to be restored
+    monkeypatch.setattr(stages, "build_programs", stages.build_programs)  # to be restored
     return lambda task: take_program(small_packages[task])
 
 

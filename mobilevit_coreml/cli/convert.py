@@ -12,6 +12,7 @@ from mobilevit_coreml.checkpoints.overrides import Size
 from mobilevit_coreml.cli.common import DONE, FAILED, Parser, ProgressBar, option, run, switch
 from mobilevit_coreml.compression.schemes import Budget, Compression, Palettize, Prune, Quantize
 from mobilevit_coreml.config import ACTIVATIONS, FEATURES, PROBLEM_TYPES, VARIANTS, Task, UnfoldImplementation
+from mobilevit_coreml.conversion import Conversion, convert
 from mobilevit_coreml.errors import ConversionError
 from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGETS, ConversionOptions, Precision
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
@@ -22,7 +23,6 @@ from mobilevit_coreml.report.formatting import megabytes, table
 
 if TYPE_CHECKING:
     from mobilevit_coreml.compression.plan import Plan
-    from mobilevit_coreml.conversion import Conversion
     from mobilevit_coreml.metrics import Fidelity
 
 PROG = "python -m mobilevit_coreml.convert"
@@ -151,8 +151,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
         given = {name: values.pop(name) for name in GIVEN}
         values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
         options = ConversionOptions(**values, compression=compression)
-        from mobilevit_coreml.conversion import convert
-
         conversion = convert(**given, options=options, progress=progress)
         progress.close()
         print(summary(conversion, progress.seconds))
@@ -180,7 +178,7 @@ UNTRAINED_WARNING = """
 """
 
 
-def summary(conversion: "Conversion", seconds: dict[str, float]) -> str:
+def summary(conversion: Conversion, seconds: dict[str, float]) -> str:
     """A conversion for a terminal, at most 80 columns wide."""
     from mobilevit_coreml.metrics import verdict_text
 

@@ -1,14 +1,16 @@
 """Execution of a saved package, operation by operation, on any machine."""
 
+import functools
 import inspect
 import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,33 @@ from mobilevit_coreml.errors import InputError, PackageError, UnsupportedError, 
 from mobilevit_coreml.reference import comparison
 from mobilevit_coreml.reference.features import from_program, to_program
 from mobilevit_coreml.reference.ops import EXACT, OPERATIONS
-from mobilevit_coreml.reference.reader import Feature, Function, Operation, Ref, read_package, references
+from mobilevit_coreml.reference.ops.control import Blocks
+from mobilevit_coreml.reference.ops.state import Cell
+from mobilevit_coreml.reference.reader import Block, Feature, Function, Operation, Ref, read_package, references
 
 PRECISIONS = ("fp16", "fp32")
+
+
+class State:
+    """Values of a stateful model's states from one prediction to the next, as coremltools' MLState."""
+
+    def __init__(self, features: Mapping[str, Feature]) -> None:
+        self.features = features
+        self.cells = {name: Cell(torch.zeros(feature.shape)) for name, feature in features.items()}
+
+    def read_state(self, name: str) -> npt.NDArray[Any]:
+        """Value of a state, fp16 as float32; raises InputError if there is none of this name."""
+        value = self._cell(name).value
+        return np.array(from_program(self.features[name], value))
+
+    def write_state(self, name: str, value: npt.ArrayLike) -> None:
+        """Set a state; raises InputError for an unknown name and a value of another shape."""
+        self._cell(name).value = to_program({name: self.features[name]}, {name: value})[name]
+
+    def _cell(self, name: str) -> Cell:
+        if name not in self.cells:
+            raise InputError(f"state: expected one of {', '.join(self.cells)}, got {name}; choose one of these")
+        return self.cells[name]
 
 
 class ReferenceEvaluator:
@@ -45,23 +71,37 @@ class ReferenceEvaluator:
             )
         self.inputs: Mapping[str, Feature] = package.inputs
         self.outputs: Mapping[str, Feature] = package.outputs
+        self.states: Mapping[str, Feature] = package.states
         self.metadata: Mapping[str, str] = package.metadata
         self.function: Function = package.function
         try:
-            self._steps = _plan(package.function, rounds=precision == "fp16")
+            function = package.function
+            self._steps = _plan(function.operations, function.constants, function.outputs, precision == "fp16")
         except PackageError as error:
             raise type(error)(f"package {path}: {error}") from None
 
-    def run(self, inputs: Mapping[str, Any], capture: Collection[str] | bool = ()) -> dict[str, Any]:
+    def make_state(self) -> State:
+        """States of zeros, for `run`."""
+        return State(self.states)
+
+    def run(
+        self, inputs: Mapping[str, Any], capture: Collection[str] | bool = (), state: State | None = None
+    ) -> dict[str, Any]:
         """Outputs by name, in the types Core ML returns: numpy arrays, PIL images, a class label, probabilities.
 
         `inputs` has a PIL image of the declared size and mode for each image input, and an array for
         each array input. `capture` names values to add to the outputs as float32 or int32 arrays;
-        True adds the outputs of all operations.
+        True adds the outputs of all operations. `state`, from `make_state`, has the states of a stateful
+        model before and after; others have none.
 
         Raises InputError for inputs of another type, shape or mode, and for unknown names in `capture`.
         """
-        values = self.values(to_program(self.inputs, inputs), capture)
+        if set(state.features if state else ()) != set(self.states):
+            raise InputError(
+                f"state: expected {'one of make_state()' if self.states else 'none'}, got "
+                f"{'another' if state else 'none'}; the model's states are {', '.join(self.states) or 'none'}"
+            )
+        values = self.values(to_program(self.inputs, inputs), capture, state)
         try:
             outputs = {name: from_program(feature, values[name]) for name, feature in self.outputs.items()}
         except (AttributeError, ValueError, IndexError, TypeError) as error:
@@ -72,8 +112,13 @@ class ReferenceEvaluator:
         return outputs
 
     @torch.inference_mode()
-    def values(self, inputs: Mapping[str, Tensor], capture: Collection[str] | bool = ()) -> dict[str, Any]:
-        """The program's outputs and captured values as torch tensors; `inputs` are tensors, too."""
+    def values(
+        self, inputs: Mapping[str, Tensor], capture: Collection[str] | bool = (), state: State | None = None
+    ) -> dict[str, Any]:
+        """The program's outputs and captured values as torch tensors; `inputs` are tensors, too.
+
+        Without a `state` the states are zeros.
+        """
         names = {name for step in self._steps for name in step.operation.outputs}
         kept = names if capture is True else set(capture or ())
         if kept - names:
@@ -81,7 +126,7 @@ class ReferenceEvaluator:
                 f"capture: expected names of values, got {', '.join(sorted(kept - names))}; see `function`"
             )
         kept = kept | set(self.function.outputs)
-        values: dict[str, Any] = dict(self.function.constants)
+        values: dict[str, Any] = {**self.function.constants, **(state or self.make_state()).cells}
         for name, dtype in self.function.inputs.items():
             if name in inputs:
                 values[name] = _rounded(inputs[name]) if self.precision == "fp16" and dtype == "fp16" else inputs[name]
@@ -127,6 +172,13 @@ class _Variable(NamedTuple):
     convert: Callable[[Any], Any]
 
 
+class _PlannedBlock(NamedTuple):
+    """A block with the steps of its operations."""
+
+    block: Block
+    steps: "tuple[_Step, ...]"
+
+
 class _Step(NamedTuple):
     """An operation with its function, its converted constant arguments and its variable arguments."""
 
@@ -136,13 +188,16 @@ class _Step(NamedTuple):
     variable: Mapping[str, _Variable]
     rounded: tuple[bool, ...]  # for each output, True if it is rounded to fp16
     last_used: tuple[str, ...]  # names of values that later steps do not read
+    blocks: tuple[_PlannedBlock, ...]
 
 
-def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
-    """The program's steps in order, with constant arguments converted to the types of the parameters."""
+def _plan(
+    operations: tuple[Operation, ...], constants: Mapping[str, Any], outputs: tuple[str, ...], rounds: bool
+) -> tuple[_Step, ...]:
+    """The steps of a function or block in order, with constant arguments converted to the types of the parameters."""
     steps = []
-    used_later: set[str] = set()
-    for number, operation in reversed(list(enumerate(function.operations, start=1))):
+    used_later: set[str] = set(outputs)
+    for number, operation in reversed(list(enumerate(operations, start=1))):
         implementation = classify if operation.type == "classify" else OPERATIONS.get(operation.type)
         try:
             if implementation is None:
@@ -150,17 +205,23 @@ def _plan(function: Function, rounds: bool) -> tuple[_Step, ...]:
                     f"expected an implemented operation, got {operation.type}; the {len(OPERATIONS)} of the reference "
                     "evaluator are in `mobilevit_coreml.reference.OPERATIONS`"
                 )
-            constant, variable = _bind(operation, implementation, function.constants)
+            constant, variable = _bind(operation, implementation, constants)
+            blocks = tuple(_plan_block(block, constants, rounds) for block in operation.blocks)
         except PackageError as error:
-            position = f"operation {number} of {len(function.operations)}, {operation}"
+            position = f"operation {number} of {len(operations)}, {operation}"
             raise type(error)(f"{position}: {error}") from None
-        reads = {ref.name for ref in references(operation)} - set(function.constants)
+        reads = {ref.name for ref in references(operation)} - set(constants)
         last_used = tuple(sorted((reads | set(operation.outputs)) - used_later))
         used_later |= reads
         inexact = rounds and operation.type not in EXACT
         rounded = tuple(inexact and dtype == "fp16" for dtype in operation.output_dtypes)
-        steps.append(_Step(operation, implementation, constant, variable, rounded, last_used))
+        steps.append(_Step(operation, implementation, constant, variable, rounded, last_used, blocks))
     return tuple(reversed(steps))
+
+
+def _plan_block(block: Block, outer: Mapping[str, Any], rounds: bool) -> _PlannedBlock:
+    constants = {name: value for name, value in outer.items() if name not in block.inputs} | dict(block.constants)
+    return _PlannedBlock(block, _plan(block.operations, constants, block.outputs, rounds))
 
 
 def _bind(
@@ -202,9 +263,11 @@ def _value(argument: _Variable, values: Mapping[str, Any]) -> Any:
 def _execute(step: _Step, values: dict[str, Any]) -> None:
     try:
         variable = {parameter: _value(argument, values) for parameter, argument in step.variable.items()}
+        if step.blocks:
+            variable["blocks"] = [functools.partial(_run_block, block, values) for block in step.blocks]
         result = step.function(**step.constant, **variable)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{step.operation}: {error}") from None
+    except PackageError as error:  # of the operation, or of one in its blocks
+        raise type(error)(f"{step.operation}: {error}") from None
     except KeyError as error:
         raise PackageError(f"{step.operation}: expected the value {error}, got none") from None
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:
@@ -214,6 +277,16 @@ def _execute(step: _Step, values: dict[str, Any]) -> None:
     outputs = result if isinstance(result, tuple) else (result,)
     for name, rounds, output in zip(step.operation.outputs, step.rounded, outputs, strict=False):
         values[name] = _rounded(output) if rounds else output
+
+
+def _run_block(planned: _PlannedBlock, outer: Mapping[str, Any], *arguments: Any) -> tuple[Any, ...]:
+    block = planned.block
+    values = {**outer, **block.constants, **dict(zip(block.inputs, arguments, strict=True))}
+    for step in planned.steps:
+        _execute(step, values)
+        for name in step.last_used:
+            values.pop(name, None)
+    return tuple(values[name] for name in block.outputs)
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -238,6 +311,12 @@ def _tensor(value: Any) -> Tensor:
     return value
 
 
+def _cell(value: Any) -> Cell:
+    if not isinstance(value, Cell):
+        raise TypeError(f"expected a state, got {type(value).__name__}")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {type(value).__name__}")
@@ -252,6 +331,7 @@ def _ints(value: Any) -> tuple[int, ...]:
 
 _CONVERSIONS: Mapping[Any, Callable[[Any], Any]] = {
     Tensor: _tensor,
+    Cell: _cell,
     list[Tensor]: lambda value: [_tensor(entry) for entry in (value if isinstance(value, list) else [value])],
     int: lambda value: int(_tensor(value).item()),
     float: lambda value: float(_tensor(value).item()),
@@ -263,14 +343,14 @@ _CONVERSIONS: Mapping[Any, Callable[[Any], Any]] = {
 }
 
 
-@cache
+@functools.cache
 def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
     """Conversion of each parameter of an operation's function, and the names of the required ones."""
     conversions = {}
     for name, hint in typing.get_type_hints(function).items():
-        if hint not in _CONVERSIONS and isinstance(hint, types.UnionType):
+        if isinstance(hint, types.UnionType) and hint not in _CONVERSIONS:
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-        if name != "return":
+        if hint != Blocks and name != "return":
             conversions[name] = _CONVERSIONS[hint]
     parameters = inspect.signature(function).parameters
     required = frozenset(name for name in conversions if parameters[name].default is inspect.Parameter.empty)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ class Ref:
 
 
 @dataclasses.dataclass(frozen=True)
+class Block:
+    """Operations nested in a `cond` or `while_loop`, with constants and inputs of their own; they read outer values."""
+
+    inputs: tuple[str, ...]
+    constants: Mapping[str, Any]
+    operations: "tuple[Operation, ...]"
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Operation:
     """One operation; `inputs` has a Ref, a constant, or a list of these by parameter name."""
 
@@ -52,6 +62,7 @@ class Operation:
     outputs: tuple[str, ...]
     output_dtypes: tuple[str, ...]  # fp16, fp32, int32, bool, …; "" if not a tensor
     output_shapes: tuple[tuple[int, ...], ...]  # as declared; -1 is a variable dimension
+    blocks: tuple[Block, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.type} '{self.name}'"
@@ -78,6 +89,7 @@ class Package:
     function: Function
     predicted: str  # name of a classifier's class label output, "" for other models
     metadata: Mapping[str, str]  # user-defined
+    states: Mapping[str, Feature]
 
 
 def read_package(path: str | os.PathLike[str], function_name: str | None = None) -> Package:
@@ -111,6 +123,7 @@ def read_package(path: str | os.PathLike[str], function_name: str | None = None)
         function,
         features.predictedFeatureName,
         dict(description.metadata.userDefined),
+        {feature.name: _read_feature(feature) for feature in features.state},
     )
 
 
@@ -132,7 +145,7 @@ def read_specification(path: str | os.PathLike[str]) -> Any:
         ) from None
     kind = specification.WhichOneof("Type")
     if kind != "mlProgram":
-        raise PackageError(
+        raise (UnsupportedError if kind else PackageError)(
             f"package {path}: expected an ML Program, got {kind or 'an empty specification'}; "
             "convert with convert_to='mlprogram' and a target of iOS15 or later"
         )
@@ -145,8 +158,24 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
         raise PackageError(f"function {name}: expected a block for {function.opset}, got none; the package is damaged")
     constants: dict[str, Any] = {}
     encodings: dict[str, tuple[str, ...]] = {}
+    operations = _read_operations(block.operations, weights, constants, encodings)
+    used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
+    return Function(
+        {entry.name: type_of(entry.type)[0] for entry in function.inputs},
+        {entry.name: type_of(entry.type)[1] for entry in function.inputs},
+        {key: to_tensors(value) for key, value in constants.items() if key in used},
+        {key: value for key, value in encodings.items() if key in used},
+        operations,
+        tuple(block.outputs),
+    )
+
+
+def _read_operations(
+    entries: Iterable[Any], weights: Weights, constants: dict[str, Any], encodings: dict[str, tuple[str, ...]]
+) -> tuple[Operation, ...]:
+    """The operations of a block; its constants, decoded, and their encodings are added to the mappings."""
     operations = []
-    for entry in block.operations:
+    for entry in entries:
         if entry.type == "const":
             constants[entry.outputs[0].name] = decode(entry.attributes["val"], weights)
         elif entry.type.startswith("constexpr_"):
@@ -155,20 +184,26 @@ def _read_function(name: str, function: Any, weights: Weights) -> Function:
             constants.update(zip(names, arrays, strict=True))
             encodings.update(dict.fromkeys(names, _decoders(entry, encodings)))
         else:
-            operations.append(_read_operation(entry, weights))
-    used = {ref.name for operation in operations for ref in references(operation)} | set(block.outputs)
-    return Function(
-        {entry.name: type_of(entry.type)[0] for entry in function.inputs},
-        {entry.name: type_of(entry.type)[1] for entry in function.inputs},
-        {key: to_tensors(value) for key, value in constants.items() if key in used},
-        {key: value for key, value in encodings.items() if key in used},
-        tuple(operations),
-        tuple(block.outputs),
-    )
+            blocks = tuple(_read_block(block, weights, constants, encodings) for block in entry.blocks)
+            operations.append(_read_operation(entry, weights, blocks))
+    return tuple(operations)
+
+
+def _read_block(
+    block: Any, weights: Weights, outer: Mapping[str, Any], encodings: Mapping[str, tuple[str, ...]]
+) -> Block:
+    constants = dict(outer)
+    operations = _read_operations(block.operations, weights, constants, dict(encodings))
+    own = {name: to_tensors(value) for name, value in constants.items() if value is not outer.get(name)}
+    return Block(tuple(entry.name for entry in block.inputs), own, operations, tuple(block.outputs))
 
 
 def references(operation: Operation) -> Iterator[Ref]:
-    """References among the arguments of an operation."""
+    """References to values outside an operation: its arguments, and what its blocks read."""
+    for block in operation.blocks:
+        own = {*block.inputs, *block.constants, *(name for inner in block.operations for name in inner.outputs)}
+        inner_references = (ref for inner in block.operations for ref in references(inner))
+        yield from (ref for ref in (*inner_references, *map(Ref, block.outputs)) if ref.name not in own)
     for argument in operation.inputs.values():
         for binding in argument if isinstance(argument, list) else [argument]:
             if isinstance(binding, Ref):
@@ -201,10 +236,8 @@ def _bindings(argument: Any, weights: Weights) -> list[Any]:
     ]
 
 
-def _read_operation(entry: Any, weights: Weights) -> Operation:
+def _read_operation(entry: Any, weights: Weights, blocks: tuple[Block, ...]) -> Operation:
     name = entry.outputs[0].name if entry.outputs else entry.type
-    if entry.blocks:
-        raise UnsupportedError(f"{entry.type} '{name}': control flow is not implemented by the reference evaluator")
     inputs = {parameter: to_tensors(_bindings(argument, weights)) for parameter, argument in entry.inputs.items()}
     types = [type_of(output.type) for output in entry.outputs]
     return Operation(
@@ -214,6 +247,7 @@ def _read_operation(entry: Any, weights: Weights) -> Operation:
         tuple(output.name for output in entry.outputs),
         tuple(dtype for dtype, _ in types),
         tuple(shape for _, shape in types),
+        blocks,
     )
 
 
@@ -227,6 +261,8 @@ def _read_feature(feature: Any) -> Feature:
         return _read_image(feature.name, feature.type.imageType)
     if kind == "multiArrayType":
         return _read_array(feature.name, feature.type.multiArrayType)
+    if kind == "stateType":
+        return _read_array(feature.name, feature.type.stateType.arrayType)
     if kind in ("stringType", "int64Type"):
         return Feature(feature.name, "label", dtype="str" if kind == "stringType" else "int64")
     if kind == "dictionaryType":

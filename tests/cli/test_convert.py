@@ -378,7 +378,7 @@ def test_an_interrupted_run_leaves_nothing(
         os.kill(os.getpid(), number)
         raise AssertionError("not interrupted")
 
-    monkeypatch.setattr("mobilevit_coreml.conversion._programs", programs)
+    monkeypatch.setattr("mobilevit_coreml.stages.build_programs", programs)
     assert main(small) == 128 + number
     assert tuple(capsys.readouterr()) == ("", "interrupted: nothing half-made is left\n")
     assert list(tmp_path.iterdir()) == []
@@ -418,7 +418,7 @@ def test_a_terminal_sees_progress(
 @pytest.fixture
 def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the conversion lose the bias of the stem on the way."""
-    from mobilevit_coreml import conversion, model
+    from mobilevit_coreml import model, stages
 
     honest = model.fold_for_inference
 
@@ -427,7 +427,7 @@ def lost_bias(shallow: None, monkeypatch: pytest.MonkeyPatch) -> None:
         folded.backbone.stem.conv.bias.zero_()
         return folded
 
-    monkeypatch.setattr(conversion, "fold_for_inference", fold)
+    monkeypatch.setattr(stages, "fold_for_inference", fold)
 
 
 @pytest.mark.usefixtures("lost_bias")

@@ -29,7 +29,9 @@ def run_op(build: Callable[..., Any], inputs: dict[str, Array], tmp_path: Path, 
         for name, dtype in zip(operation.outputs, operation.output_dtypes, strict=True):
             kind = {"fp16": "f", "fp32": "f", "bool": "b"}.get(dtype, "i")
             assert values[name].numpy().dtype.kind == kind, f"{name}: typed {dtype}, computed as {values[name].dtype}"
-    outputs = [from_program(feature, values[name]) for name, feature in evaluator.outputs.items()]
+    outputs = [  # a scalar as a scalar, though Core ML returns shape (1,)
+        from_program(feature, values[name]).reshape(values[name].shape) for name, feature in evaluator.outputs.items()
+    ]
     for output, feature in zip(outputs, evaluator.outputs.values(), strict=True):
         inferred = feature.shape or output.shape  # none is declared where it is left open
         assert output.shape == inferred, f"{feature.name}: inferred {inferred}, computed {output.shape}"

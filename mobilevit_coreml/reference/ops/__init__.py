@@ -13,19 +13,22 @@ from torch import Tensor
 
 from mobilevit_coreml.reference.ops import (
     activation,
+    control,
     convolution,
     elementwise,
     indexing,
     linear,
     normalization,
+    recurrent,
     reduction,
     resizing,
     shape,
+    state,
 )
 from mobilevit_coreml.reference.ops.attributes import Ints
 
 _WITH_TABLES = (normalization, activation, elementwise, linear, shape, indexing)
-_MODULES = (*_WITH_TABLES, convolution, reduction, resizing)
+_MODULES = (*_WITH_TABLES, control, convolution, recurrent, reduction, resizing, state)
 
 # Types of the lambdas' parameters; those not here are Tensor.
 _TYPES = {

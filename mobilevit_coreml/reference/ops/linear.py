@@ -14,7 +14,12 @@ TABLE: Mapping[str, Callable[..., Tensor]] = {
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """Batched matrix product with broadcasting; transpose_x and transpose_y swap the last two dimensions."""
+    """Batched matrix product with broadcasting; transpose_x and transpose_y swap the last two dimensions.
+
+    Of an integer and a floating-point matrix (iOS17) the result is floating-point.
+    """
+    if x.dtype != y.dtype:
+        x, y = x.float(), y.float()
     return (x.mT if transpose_x and x.dim() > 1 else x) @ (y.mT if transpose_y and y.dim() > 1 else y)
 
 

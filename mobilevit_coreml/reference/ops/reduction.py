@@ -47,6 +47,6 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
         x = x.flip(axis)
     if exclusive:
         count = x.shape[axis]
-        x = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0, count - 1)], axis)
+        x = torch.cat([torch.zeros_like(x.narrow(axis, 0, min(count, 1))), x.narrow(axis, 0, max(count - 1, 0))], axis)
     sums = x.cumsum(axis, dtype=x.dtype)
     return sums.flip(axis) if reverse else sums

@@ -127,12 +127,13 @@ def resample(
         "normalized_zero_to_one": points * (size - 1) if align_corners else points * size - 0.5,
     }
     positions = choose("coordinates_mode", coordinates_mode, modes)
-    grid = 2 * positions / (size - 1).clamp(min=1) - 1  # as grid_sample with align_corners takes it
+    symmetric = padding_mode == "symmetric"  # reflected at the edges of the outer pixels, not at their centres
+    grid = (2 * positions + 1) / size - 1 if symmetric else 2 * positions / (size - 1).clamp(min=1) - 1
     mode = choose("sampling_mode", sampling_mode, {"bilinear": "bilinear", "nearest": "nearest"})
-    paddings = {"constant": "zeros", "border": "border", "reflection": "reflection"}
+    paddings = {"constant": "zeros", "border": "border", "reflection": "reflection", "symmetric": "reflection"}
     padding = choose("padding_mode", padding_mode, paddings)
     outside = padding_value if padding_mode == "constant" else 0
-    return F.grid_sample(x - outside, grid, mode, padding, align_corners=True) + outside
+    return F.grid_sample(x - outside, grid, mode, padding, align_corners=not symmetric) + outside
 
 
 def affine(

@@ -9,8 +9,9 @@ from mobilevit_coreml.reference import OPERATIONS
 
 def built(source: str) -> set[str]:
     """The operations a test module builds, called or named: `mb.<operation>`."""
+    saved_as = {"coreml_update_state": "write_state"}
     return {
-        node.attr
+        saved_as.get(node.attr, node.attr)
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mb"
     }

@@ -75,6 +75,12 @@ def test_matmul(tmp_path: Path, make: Any, target: str) -> None:
     assert_outputs(run_op(build, inputs, tmp_path, target), expected, **TOLERANCE)
 
 
+def test_matmul_of_integers_with_floats(tmp_path: Path) -> None:
+    whole, real = np.arange(-3, 3, dtype=np.int32).reshape(2, 3), values(3, 2)
+    outputs = run_op(lambda x: (mb.matmul(x=whole, y=x), mb.matmul(x=x, y=whole)), {"x": real}, tmp_path, "iOS17")
+    assert_outputs(outputs, {"whole @ real": whole @ real, "real @ whole": real @ whole}, **TOLERANCE)
+
+
 def test_matmul_of_a_vector_with_a_matrix(tmp_path: Path) -> None:
     """On the left of two dimensions: coremltools infers no shape for it on the right, a wrong one with batches."""
     vector, matrix = values(4), values(4, 5)

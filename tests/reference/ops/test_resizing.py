@@ -422,6 +422,22 @@ def test_resample_pads_with_a_value(tmp_path: Path) -> None:
     check(mb.resample, [(attributes, answer)], {"x": X, "coordinates": GRID}, tmp_path, atol=1e-4)
 
 
+@pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
+def test_resample_of_a_symmetric_image(sampling: str, tmp_path: Path) -> None:
+    attributes = {
+        "sampling_mode": sampling,
+        "padding_mode": "symmetric",
+        "padding_value": np.float32(0),
+        "coordinates_mode": "unnormalized",
+        "align_corners": False,
+    }
+    coordinates = np.random.default_rng(5).uniform(-4, 9, (2, 4, 6, 2)).astype(np.float32)
+    border = np.pad(X, [(0, 0), (0, 0), (5, 5), (5, 5)], mode="symmetric")  # edges repeat
+    place = 2 * (coordinates + 5) / np.array([16, 14], np.float32) - 1
+    answer = F.grid_sample(torch.from_numpy(border), torch.from_numpy(place), sampling, align_corners=True).numpy()
+    check(mb.resample, [(attributes, answer)], {"x": X, "coordinates": coordinates}, tmp_path, atol=1e-5)
+
+
 def test_resample_at_whole_pixels(tmp_path: Path) -> None:
     attributes = {
         "sampling_mode": "nearest",
@@ -481,8 +497,8 @@ MATRIX = torch.ones(1, 6)
             "box_coordinate_mode: expected one of CORNERS_HEIGHT_FIRST, ",
         ),
         (
-            lambda: resizing.resample(ONES, torch.ones(1, 1, 1, 2), "bilinear", "symmetric", 0, "unnormalized", True),
-            "padding_mode: expected one of constant, border, reflection, got 'symmetric'",
+            lambda: resizing.resample(ONES, torch.ones(1, 1, 1, 2), "bilinear", "wrap", 0, "unnormalized", True),
+            "padding_mode: expected one of constant, border, reflection, symmetric, got 'wrap'",
         ),
         (
             lambda: resizing.resample(ONES, torch.ones(1, 1, 1, 2), "bilinear", "border", 0, "polar", True),
