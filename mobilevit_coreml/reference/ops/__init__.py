@@ -15,6 +15,7 @@ from mobilevit_coreml.reference.ops import (
     activation,
     control,
     convolution,
+    detection,
     elementwise,
     indexing,
     linear,
@@ -28,7 +29,7 @@ from mobilevit_coreml.reference.ops import (
 from mobilevit_coreml.reference.ops.attributes import Ints
 
 _WITH_TABLES = (normalization, activation, elementwise, linear, shape, indexing)
-_MODULES = (*_WITH_TABLES, control, convolution, recurrent, reduction, resizing, state)
+_MODULES = (*_WITH_TABLES, control, convolution, detection, recurrent, reduction, resizing, state)
 
 # Types of the lambdas' parameters; those not here are Tensor.
 _TYPES = {
