@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from mobilevit_coreml.validation.worker import in_this_process
 from tests.cache import once_per_run
 from tests.checkpoints import saved as s
 from tests.checkpoints.test_saved import SAVED
+from tests.peers import hugging_face_classifier
 from tests.validation.fault_injection import CHECKPOINTS, MISREADINGS, Misreading, misread
 
 # Good readings of every public way of saving: by default one of a kind, the others with `pytest -m slow`
@@ -379,3 +381,30 @@ def test_the_library_gets_no_code_of_a_checkpoint(no_process: None, tmp_path: Pa
     check = check_framework(reading)
     assert check.passed is None
     assert check.detail.startswith("transformers gave no answer: ")
+
+
+def test_small_values_are_compared_in_their_own_size(no_process: None, tmp_path: Path) -> None:
+    """A misreading of a regression whose values are thousandths."""
+    peer = hugging_face_classifier("xxs", 1, image_size=64)
+    with torch.no_grad():
+        peer.classifier.weight *= 0.002
+        peer.classifier.bias *= 0.002
+    peer.save_pretrained(tmp_path)
+    processor = {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 72}, "resample": 2}
+    file = {**processor, "crop_size": {"height": 64, "width": 64}, "do_flip_channel_order": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(file))
+    assert check_framework(reading_of(tmp_path)).passed
+    misread = reading_of(tmp_path)
+    misread = dataclasses.replace(
+        misread, preprocessing=dataclasses.replace(misread.preprocessing, channel_order="RGB")
+    )
+    assert check_framework(misread).passed is False
+
+
+def test_other_weights_in_the_same_directory_are_not_compared(no_process: None, tmp_path: Path) -> None:
+    hugging_face_classifier("xxs", 3, image_size=64).save_pretrained(tmp_path)
+    other = hugging_face_classifier("xxs", 3, image_size=64)
+    torch.save({key: 2 * value for key, value in other.state_dict().items()}, tmp_path / "best.pt")
+    check = check_framework(reading_of(tmp_path / "best.pt"))
+    assert check.passed is None
+    assert "transformers would load model.safetensors there, not best.pt" in check.detail
