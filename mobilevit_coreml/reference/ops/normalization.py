@@ -9,7 +9,6 @@ from mobilevit_coreml.reference.ops.attributes import Ints
 
 TABLE: Mapping[str, Callable[..., Tensor]] = {
     "l2_norm": lambda x, epsilon=1e-6: x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt(),
-    "local_response_norm": lambda x, size, alpha=1e-4, beta=0.75, k=1.0: F.local_response_norm(x, size, alpha, beta, k),
 }
 
 
@@ -28,6 +27,12 @@ def batch_norm(
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """x: (N, C, *D), normalized over D."""
     return _affine(_standardized(x, tuple(range(2, x.dim())), epsilon), [-1] + [1] * (x.dim() - 2), gamma, beta)
+
+
+def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """x: (N, C, *D), across channels; of rank 3 across the first dimension, as coremltools' tests expect of Core ML."""
+    batch = x[None] if x.dim() == 3 else x
+    return F.local_response_norm(batch, size, alpha, beta, k).view(x.shape)
 
 
 def layer_norm(

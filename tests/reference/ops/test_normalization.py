@@ -124,10 +124,22 @@ def test_local_response_norm(tmp_path: Path, shape: tuple[int, ...]) -> None:
         return tuple(mb.local_response_norm(x=x, **case) for case in cases)
 
     expected = {}
+    axis = len(shape) - 3  # of rank 3 the first, which the specification does not say, but coremltools tests
+    square = np.moveaxis(x.astype(np.float64) ** 2, axis, 0)
     for case in cases:
-        size, square = case["size"], x.astype(np.float64) ** 2
+        size = case["size"]
         # of an even number of neighbours the one more is before, as in torch; the specification does not say
-        energy = [square[:, max(c - size // 2, 0) : c + (size - 1) // 2 + 1].sum(1) for c in range(6)]
-        scale = case.get("k", 1.0) + case.get("alpha", 1e-4) / size * np.stack(energy, axis=1)
+        energy = [square[max(c - size // 2, 0) : c + (size - 1) // 2 + 1].sum(0) for c in range(shape[axis])]
+        scale = case.get("k", 1.0) + case.get("alpha", 1e-4) / size * np.stack(energy, axis)
         expected[str(case)] = x / scale ** case.get("beta", 0.75)
     assert_outputs(run_op(build, {"x": x}, tmp_path), expected, **TOLERANCE)
+
+
+def test_local_response_norm_as_coremltools_tests_it_on_core_ml(tmp_path: Path) -> None:
+    x = np.array([[[1.0, -7.0], [5.0, -6.0], [-3.0, -5.0]]], np.float32)
+    answers = {
+        2: [[[0.99996257, -6.98716545], [4.99531746, -5.99191284], [-2.99898791, -4.99531746]]],
+        3: [[[0.99997497, -6.99143696], [4.99687672, -5.99460602], [-2.99932504, -4.99687672]]],
+    }
+    outputs = run_op(lambda x: tuple(mb.local_response_norm(x=x, size=size) for size in answers), {"x": x}, tmp_path)
+    assert_outputs(outputs, {str(size): np.array(answer) for size, answer in answers.items()}, rtol=1e-6)
