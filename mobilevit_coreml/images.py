@@ -64,7 +64,7 @@ def images_in(directory: str | os.PathLike[str]) -> list[Path]:
         paths = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
         raise InputError(
-            f"images {directory}: expected a directory of images, got {error.strerror}; check the path"
+            f"images {directory}: expected a directory of images, got {os_error_text(error)}; check the path"
         ) from None
     if not paths:
         raise InputError(f"images {directory}: expected images ({' '.join(SUFFIXES)}), got none; check the directory")

@@ -1,4 +1,4 @@
-"""The verdict over a device, for a person at a terminal, 80 columns wide."""
+"""The verdict over a device as text, 80 columns wide."""
 
 from collections.abc import Iterator
 

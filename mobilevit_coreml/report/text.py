@@ -1,4 +1,4 @@
-"""A validation for a person at a terminal, 80 columns wide, and the sentences that the page has, too."""
+"""A validation as text, 80 columns wide, and the sentences that the page has, too."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""A tuning for a person at a terminal, 80 columns wide: what was measured, the fastest, and how to make it."""
+"""A tuning as text, 80 columns wide: what was measured, the fastest, and how to make it."""
 
 import dataclasses
 import shlex

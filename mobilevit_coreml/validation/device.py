@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from mobilevit_coreml.config import CLASSIFICATION, FEATURES, MobileViTConfig
-from mobilevit_coreml.errors import InputError, MobileViTError
+from mobilevit_coreml.errors import InputError, MobileViTError, os_error_text
 from mobilevit_coreml.metrics import (
     BOUNDS,
     FAIL,
@@ -302,7 +302,7 @@ def _read_values(path: Path, stored: str, shape: Sequence[int]) -> npt.NDArray[A
             raise JsonError(f"expected {size} bytes in {path}, got {'no file' if got is None else got}")
         return _array(path.read_bytes(), stored, shape)
     except OSError as error:
-        raise JsonError(f"expected {size} bytes in {path}, got {error.strerror}") from None
+        raise JsonError(f"expected {size} bytes in {path}, got {os_error_text(error)}") from None
 
 
 def _array(data: bytes, stored: str, shape: Sequence[int]) -> npt.NDArray[Any]:

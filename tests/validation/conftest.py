@@ -64,7 +64,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def without_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare validations of other tests than those of the framework's check the seconds that its libraries take."""
-    if request.module.__name__.endswith(("test_framework", "test_labels", "test_fault_injection")):
+    if request.module.__name__.endswith(("test_framework", "test_fault_injection")):
         return
 
     def check(reading: Reading, *arguments: Any) -> Check:

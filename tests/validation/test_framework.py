@@ -125,6 +125,7 @@ def test_good_readings_pass(name: str, no_process: None, photographs: list[Path]
     assert check.detail.startswith("transformers" if name.startswith("transformers") else "timm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", CHECKPOINTS)
 def test_good_readings_of_the_checkpoints_that_are_misread_pass(
     key: str, no_process: None, checkpoint_of: Callable[[str], tuple[Path, Any]]
@@ -169,6 +170,7 @@ def test_nothing_else_finds_a_misreading(
     assert validation.verdict == FAIL
 
 
+@pytest.mark.slow
 def test_a_conversion_checks_at_once(
     checkpoint_of: Callable[[str], tuple[Path, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
