@@ -360,7 +360,7 @@ def _assumed_of_timm(
     published = config.id2label == imagenet_labels() and overrides.labels is None and task != Task.FEATURES
     names = ", ImageNet's class names" if published else ""
     act = "" if overrides.hidden_act else f", {config.hidden_act} (--hidden-act), mean pooling"
-    first = f"crop 0.9, bicubic{act}{names} (assumed: no config.json: timm's for mobilevit)"
+    first = f"crop 0.9, bicubic{act}{names} (assumed: no config.json: timm's for mobilevit; --resize, --interpolation)"
     return [first, _assumed_pixels(preprocessing, "timm", overrides)]
 
 
@@ -390,4 +390,6 @@ def _assumed_pixels(preprocessing: Preprocessing, naming: str, overrides: Checkp
     normalized = normalized or preprocessing.normalizes
     texts = [*([] if normalized else ["pixels 0 to 1"]), *([] if ordered else [preprocessing.channel_order])]
     hints = ["no file says" if ordered else by, *([] if normalized else ["normalized: --mean, --std"])]
+    if naming != "timm" and not (overrides.resize and overrides.interpolation):
+        hints.append("resized as Apple evaluates: --resize, --interpolation")
     return f"{', '.join(texts)} (assumed: {'; '.join(hints)})" if texts else ""

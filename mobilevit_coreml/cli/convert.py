@@ -18,7 +18,7 @@ from mobilevit_coreml.options import DEFAULT_TARGET, FIRST_WITH_FUNCTIONS, TARGE
 from mobilevit_coreml.package.files import MEGABYTE, SUFFIX
 from mobilevit_coreml.package.interface import DTYPES, IMAGE, OUTPUT_TYPES, output_names
 from mobilevit_coreml.package.metadata import FUNCTION
-from mobilevit_coreml.preprocessing import Preprocessing
+from mobilevit_coreml.preprocessing import INTERPOLATIONS, Preprocessing
 from mobilevit_coreml.report.formatting import megabytes, table
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def _add_checkpoint(group: Any) -> None:
     option(group, "--channel-order", "ORDER", "BGR or RGB")
     for name, text in (("mean", "subtracted from pixels 0 to 1"), ("std", "that they are divided by")):
         option(group, f"--{name}", "N", f"{text}: a number, or one each for R, G and B", float, nargs="+")
+    option(group, "--resize", "N", "shorter edge of images before the crop, pixels", int)
+    option(group, "--interpolation", "NAME", f"filter of resizing: {', '.join(INTERPOLATIONS)}")
     option(group, "--problem-type", "KIND", f"meaning of a classifier's outputs: {', '.join(PROBLEM_TYPES)}")
     option(group, "--hidden-act", "NAME", f"activation: {', '.join(ACTIVATIONS)}")
     option(group, "--num-attention-heads", "N", "heads of each attention layer", int)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from mobilevit_coreml.checkpoints.overrides import PIXELS
 from mobilevit_coreml.config import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 from mobilevit_coreml.errors import InputError, os_error_text
 from mobilevit_coreml.images import read_image, synthetic_images
@@ -38,7 +39,6 @@ TIMEOUT = 300.0  # seconds
 MAX_DIFFERENCE = 0.01  # of a probability, or of a value in shares of the largest of all images
 MIN_PIXEL_AGREEMENT = 0.98  # of a mask's pixels
 MIN_COSINE = 0.999  # of pooled features
-PIXEL_OPTIONS = ("channel_order", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _reason_not_to_run(reading: Reading, library: str | None) -> str:
         return f"{reading.naming} has no package; give its published outputs with --expected FILE.npz"
     if not _is_installed(library):
         return f"{library} is not installed"
-    replaced = [name for name in reading.given if name not in (*PIXEL_OPTIONS, "ema", "labels")]
+    replaced = [name for name in reading.given if name not in (*PIXELS, "ema", "labels")]
     if replaced:
         return f"options stand in place of what the files say: {', '.join(replaced)}"
     return ""
@@ -126,7 +126,7 @@ def _as_read(reading: Reading) -> bool:
     files = ("preprocessor_config.json", "processor_config.json")
     named = reading.weights is not None and any(reading.weights.with_name(name).is_file() for name in files)
     bare = reading.naming == "timm" and any("timm's for mobilevit" in text for text in reading.record.assumed)
-    given = any(name in reading.given for name in PIXEL_OPTIONS)
+    given = any(name in reading.given for name in PIXELS)
     return given or bare or (reading.naming == "Hugging Face" and not named)
 
 

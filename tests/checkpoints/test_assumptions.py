@@ -142,3 +142,12 @@ def test_a_step_that_is_null_is_left_out(name: str, tmp_path: Path) -> None:
     preprocessing = load_checkpoint(tmp_path).preprocessing
     assert (preprocessing.resize is None) == (name == "do_resize")
     assert (preprocessing.channel_order == "RGB") == (name == "do_flip_channel_order")
+
+
+def test_resizing_is_an_option_too(tmp_path: Path) -> None:
+    torch.save(state_of("cvnets"), tmp_path / "x.pth")
+    checkpoint = load_checkpoint(tmp_path / "x.pth")
+    assert any("resized as Apple evaluates: --resize, --interpolation" in text for text in checkpoint.assumed)
+    checkpoint = load_checkpoint(tmp_path / "x.pth", overrides=CheckpointOverrides(resize=300, interpolation="bicubic"))
+    assert (checkpoint.preprocessing.resize, checkpoint.preprocessing.interpolation) == (300, "bicubic")
+    assert not any("--resize" in text for text in checkpoint.assumed)

@@ -32,15 +32,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What is said of images where no file does, by the code base of the weights
 PIXELS = {
     "Hugging Face": "pixels 0 to 1, BGR (assumed: no preprocessor_config.json: as Apple's models; "
-    "others: --channel-order RGB; normalized: --mean, --std)",
+    "others: --channel-order RGB; normalized: --mean, --std; resized as Apple evaluates: --resize, --interpolation)",
     "cvnets": "pixels 0 to 1, BGR (assumed: ml-cvnets v0.1; from v0.2 on it trains on RGB: --channel-order RGB; "
-    "normalized: --mean, --std)",
+    "normalized: --mean, --std; resized as Apple evaluates: --resize, --interpolation)",
     "timm": "pixels 0 to 1, RGB (assumed: no config.json: timm's for mobilevit; others: --channel-order BGR; "
     "normalized: --mean, --std)",
 }
 MEANING = "one class of all: softmax (assumed; independent labels: --problem-type multi_label_classification)"
 TIMM_ASSUMED = (
-    "crop 0.9, bicubic, silu (--hidden-act), mean pooling (assumed: no config.json: timm's for mobilevit)",
+    "crop 0.9, bicubic, silu (--hidden-act), mean pooling (assumed: no config.json: timm's for mobilevit; "
+    "--resize, --interpolation)",
     PIXELS["timm"],
 )
 TIMM_DEFAULT = Preprocessing(284, (256, 256), "RGB", "bicubic", rounding="even")

@@ -191,7 +191,8 @@ def test_classes_without_names_are_pointed_out(small: list[str], capsys: pytest.
     assert capsys.readouterr().err == (
         "note: no config.json next to the weights: assumed silu, 4 heads, patches of 2, output stride 32; "
         "others: --hidden-act --num-attention-heads --patch-size --output-stride, or give the directory\n"
-        "note: pixels 0 to 1, BGR (assumed: no file says: --channel-order RGB; normalized: --mean, --std)\n"
+        "note: pixels 0 to 1, BGR (assumed: no file says: --channel-order RGB; normalized: --mean, --std; "
+        "resized as Apple evaluates: --resize, --interpolation)\n"
         "note: one class of all: softmax (assumed; independent labels: --problem-type multi_label_classification)\n"
         "note: the checkpoint names no classes: they are called LABEL_0 to LABEL_1; give --labels\n"
     )
