@@ -88,7 +88,7 @@ MODEL_ARGS = Fields(
 )
 # of train.py: what decides on the network and on pixels; the rest is about training
 TRAINING_ARGS = Fields(
-    read="model num_classes gp img_size input_size in_chans crop_pct crop_mode mean std interpolation model_kwargs",
+    read="model num_classes gp act_layer global_pool img_size input_size in_chans crop_pct crop_mode mean std interpolation model_kwargs",
     fixed={"tta": (0, 1), "split_bn": (False,), "bn_eps": (1e-5,), "fp8": (False,)},
     unused={"of training": "*"},
 )
@@ -161,7 +161,8 @@ def read(
 def _network(model_args: Mapping[str, Any], pool: object, arguments: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Fields of the configuration from model_args, or train.py's arguments in place of these."""
     kwargs = mapping_of(arguments.get("model_kwargs") or {}, "model_kwargs", source)
-    args = MODEL_ARGS.select({**model_args, **kwargs}, f"{source}: model_args")
+    others = {name: arguments[name] for name in ("act_layer", "global_pool") if name in arguments}  # of other scripts
+    args = MODEL_ARGS.select({**model_args, **others, **kwargs}, f"{source}: model_args")
     if arguments.get("gp"):
         args["global_pool"] = arguments["gp"]
     network: dict[str, Any] = {}

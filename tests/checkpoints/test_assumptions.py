@@ -66,9 +66,13 @@ def test_a_processor_among_others_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["args", "hyper_parameters"])
 def test_training_options_of_other_scripts_count_for_timm(key: str, tmp_path: Path) -> None:
-    torch.save({"state_dict": state_of("timm"), key: {"mean": MEAN, "std": STD, "lr": 0.1}}, tmp_path / "x.pth")
+    torch.save(
+        {"state_dict": state_of("timm"), key: {"mean": MEAN, "std": STD, "act_layer": "relu", "lr": 0.1}},
+        tmp_path / "x.pth",
+    )
     checkpoint = load_checkpoint(tmp_path / "x.pth")
     assert (checkpoint.preprocessing.mean, checkpoint.preprocessing.std) == (tuple(MEAN), tuple(STD))
+    assert checkpoint.config.hidden_act == "relu"
     assert any("crop 0.9" in text for text in checkpoint.assumed)  # of which they say nothing
     assert not any("pixels 0 to 1" in text for text in checkpoint.assumed)
 
