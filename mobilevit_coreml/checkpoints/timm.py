@@ -88,7 +88,8 @@ MODEL_ARGS = Fields(
 )
 # of train.py: what decides on the network and on pixels; the rest is about training
 TRAINING_ARGS = Fields(
-    read="model num_classes gp act_layer global_pool img_size input_size in_chans crop_pct crop_mode mean std interpolation model_kwargs",
+    read="model num_classes gp act_layer global_pool "
+    "img_size input_size in_chans crop_pct crop_mode mean std interpolation model_kwargs",
     fixed={"tta": (0, 1), "split_bn": (False,), "bn_eps": (1e-5,), "fp8": (False,)},
     unused={"of training": "*"},
 )
