@@ -202,7 +202,7 @@ def _other_names(reading: Reading, answer: FrameworkAnswer) -> str:
 def _distance(
     kind: str, mine: npt.NDArray[Any], theirs: npt.NDArray[Any], largest: float, library: str
 ) -> tuple[float, str]:
-    """How far apart two answers are, in shares of what is allowed, and in words; `largest` is of all images."""
+    """Distance of two answers, in shares of what is allowed, and in words; `largest` is of all images."""
     if theirs.ndim != 2 if kind == "masks" else mine.shape != theirs.shape:
         got, expected = ("x".join(map(str, output.shape)) for output in (theirs, mine))
         return math.inf, f"{library} has outputs of {got}, expected {expected}"

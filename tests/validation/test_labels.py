@@ -66,7 +66,7 @@ def test_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_figures_of_labels() -> None:
-    """Against numpy: which are on the same side, and how far apart they are at most."""
+    """Against numpy: which are on the same side, and the largest difference."""
     rng = np.random.default_rng(0)
     reference = rng.uniform(size=(7, 4)).astype(np.float32)
     output = (reference + rng.normal(0, 0.2, reference.shape)).astype(np.float32)
