@@ -329,9 +329,7 @@ SAVED: Mapping[str, Build] = {
 # Of these the default tests convert one of a kind; `pytest -m slow` converts all.
 CONVERTED_BY_DEFAULT = (
     "transformers: multi-label",
-    "transformers: regression of several values",
     "timm for the hub: ImageNet's mean and std",
-    "cvnets' training: config.yaml",
 )
 
 

@@ -51,6 +51,7 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [output.kind for output in function.outputs] == ["probabilities"]
 
 
+@pytest.mark.slow
 def test_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = package_of(tmp_path, 1)
     report = validated(package, tmp_path)
