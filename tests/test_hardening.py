@@ -150,7 +150,7 @@ def die_between_renames() -> None:
 
 BETWEEN_RENAMES = "with the old package taken away"
 MOMENTS: dict[str, Callable[[], None]] = {
-    "with the staging directory just made": functools.partial(die_at, "conversion:_save"),
+    "with the staging directory just made": functools.partial(die_at, "stages:make_job"),
     "with half a program written": die_while_saving,
     "while verifying": functools.partial(die_at, "verification:verify"),
     "just before it puts the package in place": functools.partial(die_at, "conversion:publish"),

@@ -106,7 +106,6 @@ def tune(
                 made,
                 weights,
                 labels=options.labels,
-                channel_order=options.channel_order,
                 backend=CORE_ML,
                 compute_units=chosen,
                 timeout=timeout,
@@ -124,10 +123,8 @@ def _options(package: Path, record: PackageRecord, weights: str, directory: Path
     if names and names != original.classes:
         labels = directory / "labels.json"
         labels.write_text(json.dumps(names), encoding="utf-8")
-    order = record.preprocessing.channel_order
     return dataclasses.replace(
         recorded_options(record),
         target=TARGETS[read_specification(package).specificationVersion - FIRST_SPECIFICATION],
         labels=labels,
-        channel_order=None if order == original.record.preprocessing.channel_order else order,
     )
