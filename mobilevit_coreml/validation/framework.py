@@ -95,11 +95,15 @@ def check_framework(
             as_read = _as_read(reading)
             answers = []
             for file in files:
-                prepared = reading.preprocessing.pixels(reading.preprocessing.prepare(read_image(file)))
-                answers.append((file, ask("run", prepared if as_read else str(file))))
+                answers.append((file, ask("run", _pixels(reading, file) if as_read else str(file))))
             return _compare(reading, library, answers, " (pixels as read here)" if as_read else "")
     except BackendError as error:
         return Check(FRAMEWORK, None, f"{library} gave no answer: {error}")
+
+
+def _pixels(reading: Reading, file: Path) -> npt.NDArray[np.float32]:
+    """The network's input for an image file, as it was read."""
+    return reading.preprocessing.pixels(reading.preprocessing.prepare(read_image(file)))
 
 
 def _reason_not_to_run(reading: Reading, library: str | None) -> str:
@@ -175,8 +179,7 @@ def _compare(
 @torch.inference_mode()
 def _own_answer(reading: Reading, file: Path, answer: FrameworkAnswer) -> tuple[str, npt.NDArray[np.float32]]:
     """Kind and output of the model as it was read, for an image file."""
-    preprocessing = reading.preprocessing
-    result: Any = reading.model(torch.from_numpy(preprocessing.pixels(preprocessing.prepare(read_image(file)))))
+    result: Any = reading.model(torch.from_numpy(_pixels(reading, file)))
     if reading.task == Task.FEATURES:
         return "pooled", result.pooled[0].numpy()
     if reading.task == Task.SEGMENTATION:
